@@ -1,0 +1,67 @@
+# The developer's map: `make help`. Every target may be the first one run on a fresh machine, may be run
+# again, and works from a path with spaces. It sets up what it needs, and says first what it downloads.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# TORCH=cpu|cuda picks torch's build; by default whether an NVIDIA driver answers decides.
+TORCH ?= auto
+# DATA=my.jsonl STEPS=50 are passed to the demo.
+DATA ?=
+STEPS ?=
+
+PYTHON := .venv/bin/python
+PACKAGES := gpu_pool schemas web workers
+SOURCES := $(PACKAGES) client_lib/rewardsignal
+
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup model demo unit test check format bench docs-errors clean
+
+##@ Use it
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: setup model ## fine-tune SmolLM2-135M on a chat file, through the whole stack (DATA=my.jsonl STEPS=50)
+	@$(PYTHON) examples/demo.py $(if $(DATA),--data "$(DATA)") $(if $(STEPS),--steps "$(STEPS)")
+
+setup: ## the virtual environment in .venv with everything in it (TORCH=cpu|cuda)
+	@mapfile -t pythons < <(bash deploy/pythons.sh); \
+	if [ $${#pythons[@]} -eq 0 ]; then \
+		echo "make setup: no Python 3.11, 3.12 or 3.13 runs here; install one (with its venv module)." >&2; exit 1; \
+	fi; \
+	"$${pythons[0]}" deploy/bootstrap.py --torch "$(TORCH)" "$${pythons[@]}"
+
+model: setup ## SmolLM2-135M-Instruct in .signal/models (98 MB once)
+	@$(PYTHON) deploy/fetch_model.py
+
+##@ Develop it
+unit: setup ## the unit tests: no model, no sockets, seconds
+	@$(PYTHON) -m pytest -q tests/unit
+
+test: setup ## all tests: unit, contract, a real stack, and the GPU's where there is one
+	@$(PYTHON) -m pytest -q $(wildcard tests/unit tests/contract tests/integration tests/gpu)
+
+check: setup ## style, types (strict), import directions, generated pages
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy $(SOURCES)
+	@$(PYTHON) -P -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
+	@$(PYTHON) deploy/docs_errors.py --check || { echo "docs/errors.md is not up to date: make docs-errors" >&2; exit 1; }
+
+format: setup ## rewrite the sources in the house style
+	@$(PYTHON) -m ruff check --fix-only --quiet .
+	@$(PYTHON) -m ruff format .
+
+bench: setup model ## latencies and throughput as JSON
+	@$(PYTHON) -m tests.bench
+
+docs-errors: setup ## docs/errors.md from schemas/errors.py
+	@$(PYTHON) deploy/docs_errors.py
+
+clean: ## remove caches and build outputs; the environment and the data stay
+	@rm -rf .cache build dist ./*.egg-info client_lib/*.egg-info client_lib/build
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""The bodies of the primitives: arguments in, JSON objects out. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rewardsignal._schemas import OptimStepOptions, SampleOptions
+
+Batch = Iterable[Mapping[str, Any]]
+# Texts, lists of messages, or lists of token ids; a text alone is a list of one.
+Prompts = str | Sequence[str] | Sequence[Sequence[Mapping[str, Any]]] | Sequence[Sequence[int]]
+
+
+def forward_backward(
+    batch: Batch, loss_fn: str, accumulate: bool, loss_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The body of forward_backward."""
+    body: dict[str, Any] = {"batch_data": list(batch), "loss_fn": loss_fn}
+    if not accumulate:
+        body["accumulate"] = False
+    if loss_kwargs:
+        body["loss_kwargs"] = dict(loss_kwargs)
+    return body
+
+
+def optim_step(learning_rate: float | None, options: OptimStepOptions) -> dict[str, Any]:
+    """The body of optim_step."""
+    return given({"learning_rate": learning_rate, **options})
+
+
+def sample(prompts: Prompts, options: SampleOptions) -> dict[str, Any]:
+    """The body of sample."""
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    return {"prompts": listed, **given(options)}
+
+
+def save_state(name: str | None, mode: str) -> dict[str, Any]:
+    """The body of save_state."""
+    return given({"name": name, "mode": mode})
+
+
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are set: None stands for the server's default."""
+    return {name: value for name, value in fields.items() if value is not None}

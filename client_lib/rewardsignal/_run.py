@@ -1,0 +1,265 @@
+"""A run, as its owner drives it: the primitives, and what else can be asked of a run.
+
+Each primitive has two forms. `run.optim_step()` waits for the result; `run.optim_step_async()` returns a
+future as soon as the operation has its place in the queue, so a loop can submit the next one while the
+worker computes. Operations of one run take effect in the order in which they were submitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from rewardsignal import _operations as bodies
+from rewardsignal._exceptions import ConflictError, NotFoundError
+from rewardsignal._files import download_artifact
+from rewardsignal._futures import APIFuture
+from rewardsignal._operations import Batch, Prompts, given
+from rewardsignal._pipeline import Pipeline
+from rewardsignal._poller import Poller
+from rewardsignal._records import Record
+from rewardsignal._schemas import (
+    Artifact,
+    ArtifactList,
+    ChatTemplateResult,
+    DetokenizeResult,
+    ForwardBackwardResult,
+    MetricRow,
+    ModelInfo,
+    OperationList,
+    OptimStepOptions,
+    OptimStepResult,
+    Run,
+    RunClosed,
+    RunMetrics,
+    SampleOptions,
+    SampleResult,
+    SaveStateResult,
+    SessionState,
+    TokenizeResult,
+    TokenizerInfo,
+)
+from rewardsignal._submit import Submitter
+from rewardsignal._transport import encode, segment
+
+R = TypeVar("R", bound=Record)
+
+
+class SignalRun:
+    """One training run. Made by `client.create_run()` and `client.run()`.
+
+    As a context manager it completes the run when the block ends well; after an exception the run stays
+    open, so that `client.run(run_id)` can go on with it.
+    """
+
+    def __init__(self, poller: Poller, info: Run) -> None:
+        """`info` is the run as the server last showed it."""
+        self.run_id = info.run_id
+        self.info = info
+        self._path = f"/runs/{segment(info.run_id)}"
+        self._poller = poller
+        self._transport = poller.transport
+        self._submitter = Submitter(poller, info.run_id)
+
+    # The primitives.
+
+    def forward_backward(
+        self,
+        batch: Batch,
+        loss_fn: str = "causal_lm",
+        *,
+        accumulate: bool = True,
+        **loss_kwargs: Any,
+    ) -> ForwardBackwardResult:
+        """Compute a loss and add its gradient to the accumulation.
+
+        `batch` holds 1 to 128 examples, each `{"text": …}`, `{"messages": […]}` or
+        `{"tokens": […], "targets": […], "weights": […]}`.
+        """
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        return self._call(ForwardBackwardResult, "forward_backward", body)
+
+    def forward_backward_async(
+        self,
+        batch: Batch,
+        loss_fn: str = "causal_lm",
+        *,
+        accumulate: bool = True,
+        **loss_kwargs: Any,
+    ) -> APIFuture[ForwardBackwardResult]:
+        """Submit a `forward_backward`."""
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        return self._submitter.submit_one("forward_backward", body)
+
+    def optim_step(
+        self, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
+    ) -> OptimStepResult:
+        """Take an optimizer step. What is given holds for this step alone; the rest is the run's."""
+        return self._call(OptimStepResult, "optim_step", bodies.optim_step(learning_rate, options))
+
+    def optim_step_async(
+        self, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
+    ) -> APIFuture[OptimStepResult]:
+        """Submit an `optim_step`."""
+        return self._submitter.submit_one("optim_step", bodies.optim_step(learning_rate, options))
+
+    def sample(self, prompts: Prompts, **options: Unpack[SampleOptions]) -> SampleResult:
+        """Sample from the weights as they are after everything submitted before."""
+        return self._call(SampleResult, "sample", bodies.sample(prompts, options))
+
+    def sample_async(
+        self, prompts: Prompts, **options: Unpack[SampleOptions]
+    ) -> APIFuture[SampleResult]:
+        """Submit a `sample`."""
+        return self._submitter.submit_one("sample", bodies.sample(prompts, options))
+
+    def save_state(self, name: str | None = None, mode: str = "adapter") -> SaveStateResult:
+        """Save the adapter as a plain PEFT folder; `download` fetches it."""
+        return self._call(SaveStateResult, "save_state", bodies.save_state(name, mode))
+
+    def save_state_async(
+        self, name: str | None = None, mode: str = "adapter"
+    ) -> APIFuture[SaveStateResult]:
+        """Submit a `save_state`."""
+        return self._submitter.submit_one("save_state", bodies.save_state(name, mode))
+
+    def submit(self, operations: Iterable[Mapping[str, Any]]) -> list[APIFuture[Any]]:
+        """Submit several operations by one request: objects of `kind` and the fields of that call."""
+        return self._submitter.submit_many(operations)
+
+    def pipeline(self, max_operations: int = 64) -> Pipeline:
+        """Collects operations and submits them together: `with run.pipeline() as pipe: …`."""
+        return Pipeline(self._submitter, max_operations)
+
+    # Text and tokens: answered at once, never queued behind training.
+
+    def tokenize(
+        self, text: str | Sequence[str], add_special_tokens: bool = True
+    ) -> TokenizeResult:
+        """Ids and token strings of each text."""
+        texts = text if isinstance(text, str) else list(text)
+        body = {"text": texts, "add_special_tokens": add_special_tokens}
+        return self._post(TokenizeResult, "tokenize", body)
+
+    def detokenize(
+        self, token_ids: Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool = True
+    ) -> DetokenizeResult:
+        """The text of one list of ids, or the texts of several."""
+        body = {"token_ids": list(token_ids), "skip_special_tokens": skip_special_tokens}
+        return self._post(DetokenizeResult, "detokenize", body)
+
+    def apply_chat_template(
+        self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = False
+    ) -> ChatTemplateResult:
+        """A conversation as the model reads it, with its ids."""
+        body = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        return self._post(ChatTemplateResult, "apply_chat_template", body)
+
+    def tokenizer_info(self) -> TokenizerInfo:
+        """Vocabulary size, special tokens, chat template."""
+        return self._get(TokenizerInfo, "tokenizer_info")
+
+    def model_info(self) -> ModelInfo:
+        """The base model's shape and the adapter's number of parameters."""
+        return self._get(ModelInfo, "model_info")
+
+    # The run itself.
+
+    def status(self) -> Run:
+        """The run as it is now; `info` keeps it."""
+        self.info = self._get(Run, "status")
+        return self.info
+
+    def session_state(self) -> SessionState:
+        """What the run's worker holds."""
+        return self._get(SessionState, "session_state")
+
+    def metrics(self) -> RunMetrics:
+        """The whole series: the server's numbers and the user's own beside them."""
+        page = self._get(RunMetrics, "metrics", {"limit": 10_000})
+        rows = list(page.metrics)
+        while page.has_more:
+            query = {"limit": 10_000, "cursor": page.next_cursor}
+            page = self._get(RunMetrics, "metrics", query)
+            rows += page.metrics
+        return dataclasses.replace(page, metrics=rows)
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> MetricRow:
+        """Record numbers of one's own, by default at the run's current step."""
+        return self._post(MetricRow, "metrics", given({"metrics": dict(metrics), "step": step}))
+
+    def operations(self, after_seq: int = 0, wait: float = 0.0, limit: int = 100) -> OperationList:
+        """What has finished after a seq, in order; with `wait`, held until there is something."""
+        query = {"after_seq": after_seq, "limit": limit, "wait": wait or None}
+        return self._get(OperationList, "operations", query, held=wait)
+
+    def artifacts(self) -> list[Artifact]:
+        """What save_state and complete wrote, oldest first."""
+        return self._get(ArtifactList, "artifacts").data
+
+    def download(self, name: str, folder: str | Path) -> Path:
+        """Download an artifact's files into `folder` and check them; returns the folder."""
+        found = next((one for one in self.artifacts() if one.name == name), None)
+        if found is None:
+            raise NotFoundError(f"The run {self.run_id} has no artifact {name!r}.")
+        return download_artifact(self._transport, found, Path(folder))
+
+    def complete(self, save: bool = True, name: str | None = None) -> RunClosed:
+        """End the run well, after everything submitted; a last adapter is saved unless told not to."""
+        body = {"save": save, **given({"name": name})}
+        answer = self._transport.post(f"{self._path}/complete", encode(body))
+        if answer.status != 202:
+            return RunClosed.from_dict(answer.body)
+        done = self._submitter.accepted("complete", answer).result()
+        return RunClosed(
+            success=True,
+            run_id=self.run_id,
+            status="completed",
+            current_step=done.step,
+            artifact=done.artifact,
+        )
+
+    def cancel(self) -> RunClosed:
+        """End the run now: what is queued is cancelled and nothing is saved."""
+        return self._post(RunClosed, "cancel", {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        try:
+            self.complete()
+        except ConflictError as conflict:
+            # The block may have cancelled the run itself; one that failed must not end quietly.
+            if conflict.code != "run_closed" or self.status().status == "failed":
+                raise
+
+    def __repr__(self) -> str:
+        return f"<SignalRun {self.run_id} {self.info.base_model} {self.info.status}>"
+
+    def _call(self, record: type[R], kind: str, body: Mapping[str, Any]) -> R:
+        """The blocking form; past the server's bound it goes on as a future."""
+        answer = self._transport.post(f"{self._path}/{kind}", encode(body))
+        if answer.status != 202:
+            return record.from_dict(answer.body)
+        result: R = self._submitter.accepted(kind, answer).result()
+        return result
+
+    def _get(
+        self, record: type[R], path: str, query: Mapping[str, Any] | None = None, held: float = 0.0
+    ) -> R:
+        answer = self._transport.get(f"{self._path}/{path}", query, held=held)
+        return record.from_dict(answer.body)
+
+    def _post(self, record: type[R], path: str, body: Mapping[str, Any]) -> R:
+        return record.from_dict(self._transport.post(f"{self._path}/{path}", encode(body)).body)

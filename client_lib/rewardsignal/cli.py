@@ -1,0 +1,117 @@
+"""The command `signal`: a group whose commands come from the entry points `rewardsignal.commands`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no or a wrong API key, 4 not found, 5 in conflict with
+the state of things or unavailable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+from rewardsignal._exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ConflictError,
+    NotFoundError,
+    RateLimitError,
+    SignalAPIError,
+    SignalConnectionError,
+    SignalTimeoutError,
+)
+from rewardsignal._version import __version__
+
+GROUP = "rewardsignal.commands"
+SERVER_COMMANDS = ("doctor", "down", "keys", "status", "up")
+SERVER_PACKAGE = "signal-server"
+_EXIT_CODES: dict[type[SignalAPIError], int] = {
+    AuthenticationError: 3,
+    AuthorizationError: 3,
+    NotFoundError: 4,
+    ConflictError: 5,
+    RateLimitError: 5,
+    SignalConnectionError: 5,
+    SignalTimeoutError: 5,
+}
+
+
+class Commands(click.Group):
+    """Loads a command when it is called for, so that `signal up` does not import what others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all installed commands."""
+        return sorted(_installed())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name. Fails in words when it cannot be loaded."""
+        entry = _installed().get(cmd_name)
+        if entry is None:
+            return _absent(cmd_name) if cmd_name in SERVER_COMMANDS else None
+        try:
+            command = entry.load()
+        except ImportError as error:
+            return _broken(entry, error)
+        return command if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors of the API become a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except SignalAPIError as error:
+            _tell(error)
+            ctx.exit(exit_code(error))
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__, prog_name="signal")
+def main() -> None:
+    """Signal: a self-hosted training API for language models."""
+
+
+def exit_code(error: SignalAPIError) -> int:
+    """The exit code that says what kind of error it was."""
+    if error.status_code == 503:
+        return 5
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def _tell(error: SignalAPIError) -> None:
+    click.echo(f"Error: {error}", err=True)
+    for detail in error.details[1:]:
+        click.echo(f"  {detail.get('param')}: {detail.get('message')}", err=True)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _absent(name: str) -> click.Command:
+    message = (
+        f"`signal {name}` belongs to the server, which is not installed here: "
+        f"pip install '{SERVER_PACKAGE}[web,worker,embedded]'"
+    )
+    return _failing(name, message)
+
+
+def _broken(entry: EntryPoint, error: ImportError) -> click.Command:
+    package = entry.dist.name if entry.dist else entry.module
+    return _failing(entry.name, f"`signal {entry.name}` of {package} cannot be loaded: {error}")
+
+
+def _failing(name: str, message: str) -> click.Command:
+    """A command that takes anything and says why it does not work."""
+
+    @click.command(name, context_settings={"ignore_unknown_options": True}, add_help_option=False)
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def command(arguments: tuple[str, ...]) -> None:
+        raise click.ClickException(message)
+
+    command.short_help = "(not installed)"
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

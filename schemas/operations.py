@@ -1,0 +1,372 @@
+"""The primitives: what each call takes. Answers are in `results`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate, validates_schema
+
+from schemas.fields import (
+    FiniteFloat,
+    FloatList,
+    Input,
+    OneOf,
+    StrictBoolean,
+    StrictInteger,
+    TokenList,
+)
+
+MAX_BATCH = 128
+MAX_TEXT = 32_768
+MAX_MESSAGES = 50
+ROLES = ("system", "user", "assistant", "tool")
+KINDS = ("forward_backward", "optim_step", "sample", "save_state")
+NAME = validate.Regexp(
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
+    error="1 to 100 of A-Z a-z 0-9 . _ -, not beginning with a mark.",
+)
+FORMATS = ("text", "messages", "tokens")
+
+
+def _not_blank(value: str) -> None:
+    if not value.strip():
+        raise ValidationError("Must not be empty.")
+
+
+class Message(Input):
+    """One turn of a conversation."""
+
+    role = fields.String(required=True, validate=validate.OneOf(ROLES))
+    content = fields.String(required=True, validate=validate.Length(max=MAX_TEXT))
+
+
+class TrainingExample(Input):
+    """One row of a batch in exactly one of three forms: `text`, `messages`, or `tokens`."""
+
+    text = fields.String(
+        validate=[validate.Length(1, MAX_TEXT), _not_blank],
+        metadata={"description": "Loss on every token."},
+    )
+    messages = fields.List(
+        fields.Nested(Message),
+        validate=validate.Length(1, MAX_MESSAGES),
+        metadata={"description": "A conversation; loss on the assistant's turns only."},
+    )
+    tokens = TokenList(metadata={"description": "Input token ids."})
+    targets = TokenList(
+        metadata={
+            "description": (
+                "Already shifted: targets[i] is predicted after tokens[i]. Left out: the next token; the "
+                "last position then predicts nothing."
+            )
+        }
+    )
+    weights = FloatList(metadata={"description": "weights[i] belongs to targets[i]; left out: 1."})
+
+    @validates_schema
+    def _one_format(self, data: dict[str, Any], **kwargs: Any) -> None:
+        found = [name for name in FORMATS if name in data]
+        if len(found) != 1:
+            names = ", ".join(FORMATS)
+            raise ValidationError(
+                f"Exactly one of {names} is needed, not {len(found)}.",
+                found[1] if found[1:] else "text",
+            )
+        for name in ("targets", "weights"):
+            if name not in data:
+                continue
+            if found[0] != "tokens":
+                raise ValidationError("Goes with tokens only.", name)
+            if len(data[name]) != len(data["tokens"]):
+                raise ValidationError(
+                    f"Has {len(data[name])} entries, tokens has {len(data['tokens'])}.", name
+                )
+
+
+class Placed(Input):
+    """What every operation may carry: the client's own name for it."""
+
+    lane = fields.String(
+        validate=validate.Regexp(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z"),
+        metadata={"description": "An ordered lane of the client's own; needs client_seq."},
+    )
+    client_seq = StrictInteger(
+        validate=validate.Range(1, 2**53),
+        metadata={
+            "description": (
+                "1, 2, 3, … within the lane; operations may arrive in any order and are executed in this one."
+            )
+        },
+    )
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def _both(self, data: dict[str, Any], original: Any, **kwargs: Any) -> None:
+        if isinstance(original, dict) and ("lane" in original) != ("client_seq" in original):
+            missing = "client_seq" if "lane" in original else "lane"
+            raise ValidationError("lane and client_seq go together.", missing)
+
+
+class ForwardBackwardRequest(Placed):
+    """POST /runs/{id}/forward_backward."""
+
+    batch_data = fields.List(
+        fields.Nested(TrainingExample), required=True, validate=validate.Length(1, MAX_BATCH)
+    )
+    loss_fn = fields.String(
+        load_default="causal_lm",
+        validate=validate.Length(1, 64),
+        metadata={
+            "description": "causal_lm (mean over weighted tokens) or cross_entropy (weighted sum)."
+        },
+    )
+    loss_kwargs = fields.Dict(
+        keys=fields.String(),
+        load_default=dict,
+        metadata={"description": "Options of the loss; these two take none."},
+    )
+    accumulate = StrictBoolean(
+        load_default=True,
+        metadata={
+            "description": (
+                "Add to the gradients since the last optim_step (true), or discard those first (false)."
+            )
+        },
+    )
+
+
+class OptimStepRequest(Placed):
+    """POST /runs/{id}/optim_step. Every parameter holds for this step alone; left out: the run's."""
+
+    learning_rate = FiniteFloat(validate=validate.Range(0, 1))
+    weight_decay = FiniteFloat(validate=validate.Range(0, 1))
+    beta1 = FiniteFloat(
+        validate=validate.Range(0, 1, max_inclusive=False),
+        metadata={"description": "Left out: 0.9."},
+    )
+    beta2 = FiniteFloat(
+        validate=validate.Range(0, 1, max_inclusive=False),
+        metadata={"description": "Left out: 0.999."},
+    )
+    eps = FiniteFloat(validate=validate.Range(0, 1), metadata={"description": "Left out: 1e-8."})
+    grad_clip_norm = FiniteFloat(
+        validate=validate.Range(0, 1e9),
+        metadata={
+            "description": "Clip the gradient's L2 norm to this; 0 or left out: no clipping."
+        },
+    )
+    on_error = fields.String(
+        load_default="fail",
+        validate=validate.OneOf(("fail", "continue")),
+        metadata={
+            "description": (
+                "When a forward_backward before this step failed: fail too (and discard the gradients), or "
+                "step on what there is."
+            )
+        },
+    )
+
+
+class SampleRequest(Placed):
+    """POST /runs/{id}/sample. Samples from the weights as they are at this place in the order."""
+
+    prompts = OneOf(
+        required=True,
+        metadata={
+            "description": "1 to 128 prompts of one kind: texts, lists of messages, or lists of token ids.",
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_BATCH,
+            "items": {
+                "oneOf": [
+                    {"type": "string", "minLength": 1, "maxLength": MAX_TEXT},
+                    {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"$ref": "#/components/schemas/Message"},
+                        "maxItems": MAX_MESSAGES,
+                    },
+                    {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+                ]
+            },
+        },
+    )
+    max_tokens = StrictInteger(load_default=512, validate=validate.Range(1, 131_072))
+    temperature = FiniteFloat(
+        load_default=0.7, validate=validate.Range(0, 100), metadata={"description": "0 is greedy."}
+    )
+    top_p = FiniteFloat(load_default=0.9, validate=validate.Range(0, 1, min_inclusive=False))
+    top_k = StrictInteger(
+        load_default=-1,
+        validate=validate.Range(-1, 10**6),
+        metadata={"description": "-1 or 0: off."},
+    )
+    stop = OneOf(
+        load_default=None,
+        allow_none=True,
+        metadata={
+            "description": (
+                "A text, up to 16 texts, or up to 16 token ids. Left out: the model's end-of-text tokens; "
+                "[] stops at nothing."
+            ),
+            "oneOf": [
+                {"type": "string", "minLength": 1, "maxLength": 256},
+                {
+                    "type": "array",
+                    "maxItems": 16,
+                    "items": {"type": "string", "minLength": 1, "maxLength": 256},
+                },
+                {"type": "array", "maxItems": 16, "items": {"type": "integer", "minimum": 0}},
+                {"type": "null"},
+            ],
+        },
+    )
+    seed = StrictInteger(
+        load_default=None, allow_none=True, validate=validate.Range(-(2**63), 2**63 - 1)
+    )
+    n = StrictInteger(
+        load_default=1,
+        validate=validate.Range(1, 128),
+        metadata={"description": "Samples per prompt."},
+    )
+    logprobs = StrictBoolean(
+        load_default=False,
+        metadata={
+            "description": "Log-probability of each sampled token under the temperature-scaled distribution."
+        },
+    )
+
+    @validates_schema(skip_on_field_errors=False)
+    def _prompts(self, data: dict[str, Any], **kwargs: Any) -> None:
+        if "prompts" in data:
+            _check_prompts(data["prompts"])
+
+    @validates_schema(skip_on_field_errors=False)
+    def _stop(self, data: dict[str, Any], **kwargs: Any) -> None:
+        _check_stop(data.get("stop"))
+
+    @validates_schema
+    def _count(self, data: dict[str, Any], **kwargs: Any) -> None:
+        # What is no list is named by `_prompts`, which runs in the same pass.
+        count = len(data["prompts"]) * data["n"] if isinstance(data["prompts"], list) else 0
+        if count > 1024:
+            raise ValidationError(f"prompts x n is {count}; at most 1,024 samples per call.", "n")
+
+
+def prompt_kind(prompt: Any) -> str | None:
+    """ "text", "messages" or "tokens"; None when it is none of them."""
+    if isinstance(prompt, str):
+        return "text"
+    if isinstance(prompt, list) and prompt:
+        return "messages" if isinstance(prompt[0], dict) else "tokens"
+    return None
+
+
+def _check_prompts(prompts: Any) -> None:
+    if not isinstance(prompts, list) or not 1 <= len(prompts) <= MAX_BATCH:
+        raise ValidationError(f"A list of 1 to {MAX_BATCH} prompts is needed.", "prompts")
+    kinds = {prompt_kind(prompt) for prompt in prompts}
+    if None in kinds:
+        index = next(i for i, prompt in enumerate(prompts) if prompt_kind(prompt) is None)
+        raise ValidationError(
+            {"prompts": {index: ["A text, a list of messages or a list of token ids is needed."]}}
+        )
+    if len(kinds) > 1:
+        raise ValidationError("All prompts of a call must be of one kind.", "prompts")
+    load = _PROMPT_LOADERS[kinds.pop() or ""]
+    errors: dict[int, Any] = {}
+    for index, prompt in enumerate(prompts):
+        try:
+            load(prompt)
+        except ValidationError as error:
+            errors[index] = error.messages
+    if errors:
+        raise ValidationError({"prompts": errors})
+
+
+def _load_text(value: str) -> None:
+    if not value:
+        raise ValidationError(["Must not be empty."])
+    if len(value) > MAX_TEXT:
+        raise ValidationError([f"At most {MAX_TEXT:,} characters."])
+
+
+_MESSAGES = Message(many=True)
+
+
+def _load_messages(value: list[Any]) -> None:
+    if len(value) > MAX_MESSAGES:
+        raise ValidationError([f"At most {MAX_MESSAGES} messages."])
+    _MESSAGES.load(value)
+
+
+def _check_stop(stop: Any) -> None:
+    items = [stop] if isinstance(stop, str) else stop
+    if items is None:
+        return
+    if not isinstance(items, list) or len(items) > 16:
+        raise ValidationError(
+            "A text, or a list of at most 16 texts or token ids, is needed.", "stop"
+        )
+    texts = all(isinstance(item, str) and 1 <= len(item) <= 256 for item in items)
+    ids = all(type(item) is int and 0 <= item < 2**31 for item in items)
+    if not texts and not ids:
+        raise ValidationError("Either texts of 1 to 256 characters or token ids, not both.", "stop")
+
+
+def _load_tokens(value: Any) -> None:
+    _TOKENS.deserialize(value)
+
+
+_TOKENS = TokenList()
+_PROMPT_LOADERS: dict[str, Callable[[Any], None]] = {
+    "text": _load_text,
+    "messages": _load_messages,
+    "tokens": _load_tokens,
+}
+
+
+class SaveStateRequest(Placed):
+    """POST /runs/{id}/save_state."""
+
+    name = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=NAME,
+        metadata={"description": "Left out: step-000123."},
+    )
+    mode = fields.String(
+        load_default="adapter",
+        validate=validate.OneOf(("adapter",)),
+        metadata={"description": "A plain PEFT folder."},
+    )
+
+
+REQUESTS: dict[str, type[Placed]] = {
+    "forward_backward": ForwardBackwardRequest,
+    "optim_step": OptimStepRequest,
+    "sample": SampleRequest,
+    "save_state": SaveStateRequest,
+}
+
+
+class OperationsRequest(Input):
+    """POST /runs/{id}/operations: several operations at once, taken in order, all or none."""
+
+    operations = fields.List(
+        OneOf(metadata={"type": "object", "description": "`kind`, and the fields of that call."}),
+        required=True,
+        validate=validate.Length(1, 256),
+    )
+
+
+class OperationsQuery(Input):
+    """GET /runs/{id}/operations."""
+
+    after_seq = fields.Integer(load_default=0, validate=validate.Range(0, 2**53))
+    wait = fields.Float(
+        load_default=0.0,
+        validate=validate.Range(0, 25),
+        metadata={"description": "Seconds to hold until something finished after the seq."},
+    )
+    limit = fields.Integer(load_default=100, validate=validate.Range(1, 1000))

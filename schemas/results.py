@@ -1,0 +1,193 @@
+"""What the primitives answer, and futures."""
+
+from __future__ import annotations
+
+from marshmallow import fields, validate
+
+from schemas.fields import Output, rfc3339
+from schemas.runs import ErrorBody
+
+STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+OPERATION_KINDS = ("forward_backward", "optim_step", "sample", "save_state", "complete")
+
+
+class Timings(Output):
+    """Where the time of one operation went, in milliseconds."""
+
+    queued_ms = fields.Float(
+        required=True, metadata={"description": "From submission to the worker's start."}
+    )
+    execute_ms = fields.Float(required=True, metadata={"description": "The worker's own work."})
+
+
+class ForwardBackwardResult(Output):
+    """Answer of forward_backward."""
+
+    seq = fields.Integer(required=True)
+    step = fields.Integer(
+        required=True, metadata={"description": "Optimizer steps taken before this call."}
+    )
+    loss = fields.Float(
+        required=True, metadata={"description": "Mean over weighted tokens, in nats."}
+    )
+    loss_sum = fields.Float(
+        required=True, metadata={"description": "Weighted sum over tokens, in nats."}
+    )
+    num_tokens = fields.Integer(
+        required=True, metadata={"description": "Tokens with a weight other than 0."}
+    )
+    grad_norm = fields.Float(
+        required=True, metadata={"description": "L2 norm of this call's gradient."}
+    )
+    metrics = fields.Dict(keys=fields.String(), values=fields.Float(), required=True)
+    timings = fields.Nested(Timings, required=True)
+
+
+class OptimStepResult(Output):
+    """Answer of optim_step."""
+
+    seq = fields.Integer(required=True)
+    step = fields.Integer(
+        required=True, metadata={"description": "Optimizer steps taken, this one included."}
+    )
+    learning_rate = fields.Float(required=True)
+    grad_norm = fields.Float(
+        required=True,
+        metadata={"description": "L2 norm of the accumulated gradient before clipping."},
+    )
+    metrics = fields.Dict(keys=fields.String(), values=fields.Float(), required=True)
+    timings = fields.Nested(Timings, required=True)
+
+
+class Sample(Output):
+    """One sampled continuation."""
+
+    text = fields.String(
+        required=True, metadata={"description": "Without the stop token or stop text."}
+    )
+    token_ids = fields.List(
+        fields.Integer(),
+        required=True,
+        metadata={"description": "With the stop token or the stop text's tokens."},
+    )
+    logprobs = fields.List(fields.Float(), required=True, allow_none=True)
+    finish_reason = fields.String(required=True, validate=validate.OneOf(("stop", "length")))
+
+
+class SampleResult(Output):
+    """Answer of sample; `outputs`, `token_ids`, `tokens`, `logprobs` are there when n is 1."""
+
+    seq = fields.Integer(required=True)
+    weights_step = fields.Integer(
+        required=True, metadata={"description": "Optimizer steps behind the weights sampled from."}
+    )
+    samples = fields.List(
+        fields.List(fields.Nested(Sample)),
+        required=True,
+        metadata={"description": "samples[prompt][n]."},
+    )
+    prompt_token_ids = fields.List(fields.List(fields.Integer()), required=True)
+    outputs = fields.List(fields.String())
+    token_ids = fields.List(fields.List(fields.Integer()))
+    tokens = fields.List(fields.List(fields.String()))
+    logprobs = fields.List(fields.List(fields.Float()), allow_none=True)
+    metrics = fields.Dict(keys=fields.String(), values=fields.Float(), required=True)
+    timings = fields.Nested(Timings, required=True)
+
+
+class SaveStateResult(Output):
+    """Answer of save_state."""
+
+    seq = fields.Integer(required=True)
+    step = fields.Integer(required=True)
+    name = fields.String(required=True)
+    mode = fields.String(required=True)
+    artifact_uri = fields.String(
+        required=True, metadata={"description": "Path of the artifact under the base URL."}
+    )
+    size_bytes = fields.Integer(required=True)
+    manifest = fields.Dict(required=True)
+    timings = fields.Nested(Timings, required=True)
+
+
+class CompleteResult(Output):
+    """Result of the operation that complete puts into the journal."""
+
+    seq = fields.Integer(required=True)
+    step = fields.Integer(required=True)
+    artifact = fields.String(required=True, allow_none=True)
+    timings = fields.Nested(Timings, required=True)
+
+
+RESULTS: dict[str, type[Output]] = {
+    "forward_backward": ForwardBackwardResult,
+    "optim_step": OptimStepResult,
+    "sample": SampleResult,
+    "save_state": SaveStateResult,
+    "complete": CompleteResult,
+}
+
+
+class Future(Output):
+    """An operation's place and, once it is finished, its result or error."""
+
+    object = fields.String(required=True, metadata={"enum": ["future"]})
+    future_id = fields.String(required=True)
+    run_id = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(OPERATION_KINDS))
+    status = fields.String(required=True, validate=validate.OneOf(STATUSES))
+    seq = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null while an earlier client_seq of its lane is missing."},
+    )
+    lane = fields.String(required=True, allow_none=True)
+    client_seq = fields.Integer(required=True, allow_none=True)
+    position = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Unfinished operations of the run ahead of it; null once it runs or its place is not known."
+            )
+        },
+    )
+    tokens = fields.Integer(required=True, metadata={"description": "Tokens of the request."})
+    submitted_at = rfc3339(required=True)
+    started_at = rfc3339(required=True, allow_none=True)
+    finished_at = rfc3339(required=True, allow_none=True)
+    result = fields.Dict(
+        required=True, allow_none=True, metadata={"description": "The answer of the call, by kind."}
+    )
+    error = fields.Nested(ErrorBody, required=True, allow_none=True)
+
+
+class FutureList(Output):
+    """Several futures, in the order asked for or submitted."""
+
+    object = fields.String(required=True, metadata={"enum": ["list"]})
+    data = fields.List(fields.Nested(Future), required=True)
+
+
+class Operation(Output):
+    """One entry of the journal."""
+
+    seq = fields.Integer(required=True)
+    future_id = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(OPERATION_KINDS))
+    status = fields.String(required=True, validate=validate.OneOf(STATUSES))
+    tokens = fields.Integer(required=True)
+    submitted_at = rfc3339(required=True)
+    started_at = rfc3339(required=True, allow_none=True)
+    finished_at = rfc3339(required=True, allow_none=True)
+    error = fields.Nested(ErrorBody, required=True, allow_none=True)
+
+
+class OperationList(Output):
+    """GET /runs/{id}/operations: what finished after a seq, in order."""
+
+    object = fields.String(required=True, metadata={"enum": ["list"]})
+    data = fields.List(fields.Nested(Operation), required=True)
+    has_more = fields.Boolean(required=True)
+    next_seq = fields.Integer(required=True)
+    applied_seq = fields.Integer(required=True)

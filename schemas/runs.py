@@ -1,0 +1,266 @@
+"""Runs: what creates one, and what is said of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import ValidationError, fields, validate, validates
+
+from schemas.fields import FiniteFloat, Input, Labels, Output, StrictBoolean, StrictInteger, rfc3339
+
+RUN_STATUSES = ("queued", "loading", "ready", "completed", "cancelled", "failed")
+CLOSED_STATUSES = ("completed", "cancelled", "failed")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class RunConfig(Input):
+    """How a run trains. A setting that this server cannot honour yet is refused by its name."""
+
+    base_model = fields.String(
+        required=True,
+        validate=validate.Length(1, 200),
+        metadata={"description": "A name of GET /models."},
+    )
+    lora_r = StrictInteger(
+        load_default=32, validate=validate.Range(1, 512), metadata={"description": "LoRA rank."}
+    )
+    lora_alpha = FiniteFloat(
+        load_default=32.0,
+        validate=validate.Range(1, 1024),
+        metadata={"description": "LoRA scale: the adapter's output is multiplied by alpha / rank."},
+    )
+    lora_dropout = FiniteFloat(load_default=0.0, validate=validate.Range(0, 0.5))
+    lora_target_modules = fields.List(
+        fields.String(validate=validate.OneOf(TARGETS)),
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(1, len(TARGETS)),
+        metadata={"description": "The linear layers that get an adapter; null means all of them."},
+    )
+    optimizer = fields.String(
+        load_default="adamw", validate=validate.OneOf(("adamw", "adamw_8bit"))
+    )
+    learning_rate = FiniteFloat(
+        load_default=3e-4, validate=validate.Range(0, 1, min_inclusive=False)
+    )
+    weight_decay = FiniteFloat(load_default=0.01, validate=validate.Range(0, 1))
+    lr_scheduler = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=validate.OneOf(("constant", "linear", "cosine", "constant_with_warmup")),
+    )
+    warmup_steps = StrictInteger(load_default=0, validate=validate.Range(0, 10**9))
+    max_seq_length = StrictInteger(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(1, 131_072),
+        metadata={
+            "description": (
+                "Longest sequence in tokens; null means 2,048 or the model's context if that is less."
+            )
+        },
+    )
+    bf16 = StrictBoolean(
+        load_default=None,
+        allow_none=True,
+        metadata={
+            "description": (
+                "Base weights in bfloat16 (true) or float32 (false); null means bfloat16 on a GPU, float32 "
+                "on a CPU."
+            )
+        },
+    )
+    gradient_checkpointing = StrictBoolean(load_default=False)
+    gpu_config = fields.String(load_default=None, allow_none=True, validate=validate.Length(1, 64))
+    seed = StrictInteger(
+        load_default=0,
+        validate=validate.Range(0, 2**63 - 1),
+        metadata={
+            "description": "Seeds the adapter's start and all sampling without a seed of its own."
+        },
+    )
+
+    # Fields of the contract whose parts are still to come: refused, never ignored.
+    @validates("lora_dropout")
+    def _no_dropout(self, value: float, data_key: str) -> None:
+        if value:
+            raise ValidationError("Dropout is not supported yet: use 0.")
+
+    @validates("optimizer")
+    def _adamw_only(self, value: str, data_key: str) -> None:
+        if value != "adamw":
+            raise ValidationError(f"{value} is not supported yet: use adamw.")
+
+    @validates("lr_scheduler")
+    def _no_scheduler(self, value: str | None, data_key: str) -> None:
+        if value not in (None, "constant"):
+            raise ValidationError(
+                f"{value} is not supported yet: set learning_rate per optim_step."
+            )
+
+    @validates("warmup_steps")
+    def _no_warmup(self, value: int, data_key: str) -> None:
+        if value:
+            raise ValidationError("Warm-up is not supported yet: set learning_rate per optim_step.")
+
+    @validates("gpu_config")
+    def _no_gpu_config(self, value: str | None, data_key: str) -> None:
+        if value is not None:
+            raise ValidationError("Choosing a device is not supported yet: leave it out.")
+
+
+class RunCreate(RunConfig):
+    """POST /runs: the configuration with a name and labels."""
+
+    name = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(1, 200), validate.ContainsNoneOf("\x00")],
+    )
+    labels = Labels(load_default=dict)
+
+
+class RunDevice(Output):
+    """The device a run is leased."""
+
+    host = fields.String(required=True)
+    slot = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(("cpu", "cuda")))
+    name = fields.String(required=True)
+    dtype = fields.String(
+        allow_none=True, metadata={"description": "Number format of the base weights, once loaded."}
+    )
+
+
+class ErrorBody(Output):
+    """What went wrong, in the words of the one error shape (without the request id)."""
+
+    code = fields.String(required=True)
+    message = fields.String(required=True)
+    param = fields.String(allow_none=True)
+    details = fields.List(fields.Dict())
+    retryable = fields.Boolean(required=True)
+
+
+class Run(Output):
+    """A run as GET /runs/{id} gives it."""
+
+    object = fields.String(required=True, metadata={"enum": ["run"]})
+    run_id = fields.String(required=True)
+    user_id = fields.String(required=True)
+    name = fields.String(required=True, allow_none=True)
+    labels = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
+    base_model = fields.String(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(RUN_STATUSES))
+    error = fields.Nested(
+        ErrorBody, required=True, allow_none=True, metadata={"description": "Why a run failed."}
+    )
+    config = fields.Dict(required=True, metadata={"description": "The resolved RunConfig."})
+    current_step = fields.Integer(required=True, metadata={"description": "Optimizer steps taken."})
+    next_seq = fields.Integer(
+        required=True, metadata={"description": "The seq that the next eligible operation gets."}
+    )
+    applied_seq = fields.Integer(
+        required=True,
+        metadata={"description": "The last seq that is finished; 0 before the first."},
+    )
+    queued = fields.Integer(
+        required=True, metadata={"description": "Eligible operations that are not finished."}
+    )
+    queue_position = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Runs ahead of this one for a device; null when placed."},
+    )
+    device = fields.Nested(RunDevice, required=True, allow_none=True)
+    created_at = rfc3339(required=True)
+    updated_at = rfc3339(required=True)
+    started_at = rfc3339(required=True, allow_none=True)
+    ended_at = rfc3339(required=True, allow_none=True)
+
+
+class RunListQuery(Input):
+    """GET /runs."""
+
+    limit = fields.Integer(load_default=20, validate=validate.Range(1, 100))
+    cursor = fields.String(load_default=None, validate=validate.Length(1, 200))
+    status = fields.String(load_default=None, validate=validate.OneOf(RUN_STATUSES))
+    label = fields.String(
+        load_default=None,
+        validate=validate.Length(1, 320),
+        metadata={"description": "A label's name, or name=value."},
+    )
+
+
+class RunList(Output):
+    """A page of runs, newest first; `runs` is `data` under the original's name."""
+
+    object = fields.String(required=True, metadata={"enum": ["list"]})
+    data = fields.List(fields.Nested(Run), required=True)
+    runs = fields.List(fields.Nested(Run), required=True)
+    has_more = fields.Boolean(required=True)
+    next_cursor = fields.String(required=True, allow_none=True)
+
+
+class SessionWorker(Output):
+    """The process that holds the run."""
+
+    name = fields.String(required=True)
+    pid = fields.Integer(allow_none=True)
+    state = fields.String(required=True)
+    heartbeat_at = rfc3339(allow_none=True)
+
+
+class SessionState(Output):
+    """GET /runs/{id}/session_state: what the worker holds."""
+
+    status = fields.String(
+        required=True, validate=validate.OneOf(("active", "uninitialized", "closed"))
+    )
+    run_id = fields.String(required=True)
+    user_id = fields.String(required=True)
+    current_step = fields.Integer(required=True)
+    accumulation_count = fields.Integer(
+        required=True, metadata={"description": "forward_backward calls since the last optim_step."}
+    )
+    next_seq = fields.Integer(required=True)
+    applied_seq = fields.Integer(required=True)
+    queued = fields.Integer(required=True)
+    last_activity_at = rfc3339(required=True)
+    last_activity = fields.Float(required=True, metadata={"description": "Seconds since then."})
+    config = fields.Dict(required=True)
+    device = fields.Nested(RunDevice, required=True, allow_none=True)
+    worker = fields.Nested(SessionWorker, required=True, allow_none=True)
+
+
+class CompleteRequest(Input):
+    """POST /runs/{id}/complete."""
+
+    save = StrictBoolean(load_default=True, metadata={"description": "Save a last adapter first."})
+    name = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Regexp(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z"),
+        metadata={"description": "Its name; by default `final`."},
+    )
+
+
+class RunClosed(Output):
+    """The answer of complete and cancel."""
+
+    success = fields.Boolean(required=True)
+    run_id = fields.String(required=True)
+    status = fields.String(required=True, validate=validate.OneOf(CLOSED_STATUSES))
+    current_step = fields.Integer(required=True)
+    artifact = fields.String(
+        allow_none=True, metadata={"description": "Name of the adapter that complete saved."}
+    )
+    message = fields.String(allow_none=True)
+
+
+def resolved(config: dict[str, Any], context_length: int) -> dict[str, Any]:
+    """The run's configuration with every default filled in, as it is stored and shown."""
+    out = {key: value for key, value in config.items() if key not in ("name", "labels")}
+    if out["max_seq_length"] is None:
+        out["max_seq_length"] = min(2048, context_length)
+    return out

@@ -1,0 +1,77 @@
+"""A real stack for tests, started and stopped by the same commands that users type."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from web.stack import leftovers
+from web.stack.folder import Folder
+
+SIGNAL = str(Path(sys.executable).parent / "signal")
+# Small machines run the tests: one thread per process, and no server that the tests' shell names.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+_DROPPED = ("REDIS_URL", "SIGNAL_")
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """What `signal up --json` printed."""
+
+    base_url: str
+    api_key: str
+    data_dir: Path
+    flower_url: str
+    flower_login: str
+    pid: int
+
+    def new_user(self, name: str) -> str:
+        """Makes a user; returns a key."""
+        created = signal("keys", "create", "--user", name, "--json", "--data-dir", self.data_dir)
+        return str(json.loads(created)["api_key"])
+
+    def processes(self) -> list[int]:
+        """The pids of everything that belongs to it, the supervisor's among them."""
+        return [self.pid, *(process.pid for process in leftovers.marked(Folder(self.data_dir)))]
+
+
+def up(data_dir: Path, *options: object, **run: Any) -> RunningStack:
+    """`signal up --detach`, on any free port."""
+    common = ("up", "--detach", "--json", "--port", "0", "--data-dir", data_dir)
+    facts = json.loads(signal(*common, *options, **run))
+    return RunningStack(**facts | {"data_dir": Path(facts["data_dir"])})
+
+
+def down(data_dir: Path) -> None:
+    """`signal down`; fails when a process is left."""
+    signal("down", "--data-dir", data_dir)
+    left = leftovers.marked(Folder(data_dir))
+    assert not left, f"left behind: {left}"
+
+
+def signal(*arguments: object, **run: Any) -> str:
+    """Runs `signal …`; returns its stdout. Fails with its stderr."""
+    done = attempt(*arguments, **run)
+    assert done.returncode == 0, f"signal {arguments[0]} failed: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def attempt(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `signal …` to its end, well or not."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
+    return subprocess.run(
+        [SIGNAL, *map(str, arguments)],
+        cwd=cwd,
+        env=inherited | ENVIRONMENT | (env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,1 @@
+"""Fast tests of single parts: no sockets, no processes of the stack."""

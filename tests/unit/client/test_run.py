@@ -1,0 +1,262 @@
+"""What the calls of a run send, in which order, and what they make of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+import rewardsignal as rs
+from rewardsignal import _submit
+from tests.unit.client.wire import RUN, TIMINGS, Journal, Wire, refusal, reply, sent
+
+PATH = f"/runs/{RUN['run_id']}"
+BATCH = [{"text": "a"}]
+FUTURE = {"future_id": "fut_1", "run_id": RUN["run_id"], "seq": 1, "status": "pending"}
+
+
+def made(*answers: Any) -> tuple[Wire, rs.SignalRun]:
+    """A run and its wire, past the request that found it."""
+    wire = Wire(reply(RUN), *answers)
+    run = wire.client().run(str(RUN["run_id"]))
+    wire.requests.clear()
+    return wire, run
+
+
+@pytest.mark.parametrize(
+    ("call", "path", "body"),
+    [
+        (
+            lambda run: run.forward_backward(BATCH),
+            "forward_backward",
+            {"batch_data": BATCH, "loss_fn": "causal_lm"},
+        ),
+        (
+            lambda run: run.forward_backward(
+                iter(BATCH), "cross_entropy", accumulate=False, beta=0.1
+            ),
+            "forward_backward",
+            {
+                "batch_data": BATCH,
+                "loss_fn": "cross_entropy",
+                "accumulate": False,
+                "loss_kwargs": {"beta": 0.1},
+            },
+        ),
+        (lambda run: run.optim_step(), "optim_step", {}),
+        (
+            lambda run: run.optim_step(1e-4, beta1=0.8, weight_decay=None),
+            "optim_step",
+            {"learning_rate": 1e-4, "beta1": 0.8},
+        ),
+        (
+            lambda run: run.sample("Hi", max_tokens=3, stop=[]),
+            "sample",
+            {"prompts": ["Hi"], "max_tokens": 3, "stop": []},
+        ),
+        (lambda run: run.sample([[1, 2]], n=2), "sample", {"prompts": [[1, 2]], "n": 2}),
+        (lambda run: run.save_state(), "save_state", {"mode": "adapter"}),
+        (lambda run: run.save_state("a"), "save_state", {"name": "a", "mode": "adapter"}),
+        (lambda run: run.tokenize("a"), "tokenize", {"text": "a", "add_special_tokens": True}),
+        (
+            lambda run: run.detokenize([1, 2]),
+            "detokenize",
+            {"token_ids": [1, 2], "skip_special_tokens": True},
+        ),
+        (
+            lambda run: run.apply_chat_template([{"role": "user", "content": "a"}]),
+            "apply_chat_template",
+            {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": False},
+        ),
+        (lambda run: run.log({"reward": 1.0}), "metrics", {"metrics": {"reward": 1.0}}),
+        (
+            lambda run: run.log({"reward": 1.0}, step=0),
+            "metrics",
+            {"metrics": {"reward": 1.0}, "step": 0},
+        ),
+        (lambda run: run.complete(), "complete", {"save": True}),
+        (lambda run: run.complete(save=False), "complete", {"save": False}),
+        (lambda run: run.cancel(), "cancel", {}),
+    ],
+)
+def test_bodies(call: Callable[[rs.SignalRun], Any], path: str, body: dict[str, Any]) -> None:
+    wire, run = made(reply({"seq": 1, "timings": TIMINGS}))
+    call(run)
+    assert [request.url.path for request in wire.requests] == [f"{PATH}/{path}"]
+    assert sent(wire.requests[0]) == body
+
+
+def test_blocking_form_is_one_request() -> None:
+    wire, run = made(reply({"seq": 1, "loss": 2.5, "timings": TIMINGS}))
+    result = run.forward_backward(BATCH)
+    assert (result.loss, result["loss"]) == (2.5, 2.5)
+    assert len(wire.requests) == 1
+
+
+def test_blocking_form_goes_on_as_a_future() -> None:
+    future = {**FUTURE, "kind": "optim_step"}
+    done = {**future, "status": "completed", "result": {"seq": 1, "step": 4}}
+    wire, run = made(reply(future, 202), reply(done))
+    assert run.optim_step().step == 4
+    assert wire.requests[1].url.path == "/futures/fut_1"
+
+
+def test_complete_goes_on_as_a_future() -> None:
+    future = {**FUTURE, "kind": "complete"}
+    result = {"seq": 9, "step": 4, "artifact": "final"}
+    _, run = made(reply(future, 202), reply({**future, "status": "completed", "result": result}))
+    closed = run.complete()
+    assert (closed.status, closed.artifact, closed.current_step) == ("completed", "final", 4)
+
+
+def test_failed_operation_of_a_blocking_call() -> None:
+    _, run = made(refusal(409, "no_gradients", headers={"Signal-Future-Id": "fut_1"}))
+    with pytest.raises(rs.OperationConflictError):
+        run.optim_step()
+
+
+def test_refused_operation_of_a_blocking_call() -> None:
+    detail = {"param": "batch_data.0.text", "code": "validation_error", "message": "Empty."}
+    _, run = made(refusal(422, "validation_error", param="batch_data.0.text", details=[detail]))
+    with pytest.raises(rs.ValidationError) as caught:
+        run.forward_backward([{"text": ""}])
+    assert not isinstance(caught.value, rs.OperationFailedError)
+    assert caught.value.details == [detail]
+
+
+def test_series_is_read_to_its_end() -> None:
+    row = {"seq": 1, "step": 1, "source": "run", "metrics": {"loss": 1.0}}
+    first = {"run_id": RUN["run_id"], "step": 2, "metrics": [row], "has_more": True}
+    wire, run = made(reply({**first, "next_cursor": "c1"}), reply({**first, "has_more": False}))
+    assert [one.metrics["loss"] for one in run.metrics().metrics] == [1.0, 1.0]
+    assert wire.requests[1].url.params["cursor"] == "c1"
+
+
+def test_journal_is_read_by_one_long_poll() -> None:
+    wire, run = made(reply({"data": [], "has_more": False, "next_seq": 4, "applied_seq": 4}))
+    assert run.operations(after_seq=4, wait=20).applied_seq == 4
+    assert dict(wire.requests[0].url.params) == {"after_seq": "4", "limit": "100", "wait": "20"}
+    assert wire.requests[0].extensions["timeout"]["read"] == 80
+
+
+def test_list_of_runs_fetches_pages_as_needed() -> None:
+    page = {"data": [RUN, RUN], "has_more": True, "next_cursor": "c1"}
+    wire = Wire(reply(page), reply({"data": [RUN], "has_more": False, "next_cursor": None}))
+    with wire.client() as client:
+        listed = client.list_runs(label="team=a", page_size=2)
+        assert wire.requests == []
+        assert [run.run_id for run in listed] == [RUN["run_id"]] * 3
+    assert dict(wire.requests[0].url.params) == {"label": "team=a", "limit": "2"}
+    assert wire.requests[1].url.params["cursor"] == "c1"
+
+
+def test_leaving_the_block_well_completes() -> None:
+    wire, run = made(reply({"status": "completed"}))
+    with run:
+        pass
+    assert [request.url.path for request in wire.requests] == [f"{PATH}/complete"]
+
+
+def test_an_exception_leaves_the_run_open() -> None:
+    wire, run = made(reply({}))
+    with pytest.raises(RuntimeError, match="mine"), run:
+        raise RuntimeError("mine")
+    assert wire.requests == []
+
+
+def test_a_run_that_was_cancelled_inside_the_block() -> None:
+    _, run = made(refusal(409, "run_closed"), reply({**RUN, "status": "cancelled"}))
+    with run:
+        pass
+    assert run.info.status == "cancelled"
+
+
+def test_a_run_that_failed_does_not_end_quietly() -> None:
+    _, run = made(refusal(409, "run_closed"), reply({**RUN, "status": "failed"}))
+    with pytest.raises(rs.ConflictError), run:
+        pass
+
+
+def test_submissions_keep_their_order_and_their_keys() -> None:
+    journal = Journal()
+    with journal.client() as client:
+        run = client.run(str(RUN["run_id"]))
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(run.optim_step_async) for _ in range(40)]
+        assert sorted(future.result().seq or 0 for future in futures) == list(range(1, 41))
+    assert len(set(journal.keys)) == len(journal.keys) == 40
+
+
+def test_pipeline_sends_together() -> None:
+    journal = Journal()
+    with journal.client() as client:
+        run = client.run(str(RUN["run_id"]))
+        with run.pipeline() as pipe:
+            pairs = [(pipe.forward_backward(BATCH), pipe.optim_step(1e-3)) for _ in range(3)]
+            assert journal.futures == []
+        assert [future["kind"] for future in journal.futures] == [
+            "forward_backward",
+            "optim_step",
+        ] * 3
+        assert len(journal.keys) == 1
+        journal.finish(6)
+        assert [step.result(5).seq for _, step in pairs] == [2, 4, 6]
+
+
+def test_pipeline_sends_when_it_is_full() -> None:
+    journal = Journal()
+    with journal.client() as client, client.run(str(RUN["run_id"])).pipeline(4) as pipe:
+        for _ in range(9):
+            pipe.optim_step()
+        assert len(journal.futures) == 8
+    assert len(journal.futures) == 9
+
+
+def test_asking_a_held_back_future_sends_it() -> None:
+    journal = Journal()
+    with journal.client() as client, client.run(str(RUN["run_id"])).pipeline() as pipe:
+        future = pipe.optim_step()
+        assert not future.done()
+        journal.finish()
+        assert future.result(5).seq == 1
+
+
+def test_pipeline_that_breaks_sends_nothing_more() -> None:
+    journal = Journal()
+    with journal.client() as client:
+        run = client.run(str(RUN["run_id"]))
+        pipe = run.pipeline()
+        future = pipe.optim_step()
+        with pytest.raises(RuntimeError, match="mine"), pipe:
+            raise RuntimeError("mine")
+        assert journal.futures == []
+        with pytest.raises(rs.ConflictError, match="before it was sent"):
+            future.result()
+
+
+def test_what_the_server_refuses_is_told_by_every_future() -> None:
+    _, run = made(refusal(422, "validation_error", param="operations.1.learning_rate"))
+    pipe = run.pipeline()
+    futures = [pipe.optim_step(), pipe.optim_step(-1.0)]
+    with pytest.raises(rs.ValidationError):
+        pipe.flush()
+    for future in futures:
+        with pytest.raises(rs.ValidationError, match=r"operations\.1\.learning_rate"):
+            future.result()
+
+
+def test_many_operations_are_cut_to_the_servers_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_submit, "MAX_BYTES", 1000)
+    journal = Journal()
+    with journal.client() as client:
+        run = client.run(str(RUN["run_id"]))
+        large = {"kind": "forward_backward", "batch_data": [{"text": "x" * 600}]}
+        run.submit([large, large, *({"kind": "optim_step"} for _ in range(300))])
+    assert len(journal.keys) == 2 + 7
+    assert [future["kind"] for future in journal.futures][:3] == [
+        "forward_backward",
+        "forward_backward",
+        "optim_step",
+    ]

@@ -1,0 +1,1 @@
+"""Tests of workers.engine on the tiny model."""

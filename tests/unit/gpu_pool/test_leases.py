@@ -1,0 +1,214 @@
+"""Leases in SQL: one run per slot, one slot per run, epochs that only grow, whoever comes when."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from gpu_pool import hosts, leases
+from gpu_pool.database import Database
+from gpu_pool.devices import Slot
+from gpu_pool.leases import Lease, WarmWorker
+from gpu_pool.placement import Warmth
+from gpu_pool.tables import Host, LeaseRequest, LeaseRow
+
+WANTS: dict[str, Any] = {"base_model": "tiny", "config": {"lora_r": 8}}
+
+
+def slots(count: int, kind: str = "cpu") -> list[Slot]:
+    return [Slot(f"{kind}{number}", kind, "device", 1000, 1) for number in range(count)]
+
+
+def set_up(database: Database, host: str = "h", count: int = 2, runs: int = 0) -> None:
+    with database.writing() as session:
+        hosts.register(session, host, slots(count))
+        for number in range(runs):
+            leases.request(session, f"run_{number}", WANTS)
+
+
+def acquire(database: Database, host: str = "h", **options: Any) -> Lease | None:
+    with database.writing() as session:
+        return leases.acquire(session, host, **options)
+
+
+def granted(database: Database, host: str = "h", **options: Any) -> Lease:
+    lease = acquire(database, host, **options)
+    assert lease is not None
+    return lease
+
+
+def release(database: Database, lease: Lease) -> bool:
+    with database.writing() as session:
+        return leases.release(session, lease, "ended")
+
+
+def test_oldest_first_one_per_slot(database: Database) -> None:
+    set_up(database, count=2, runs=3)
+    first, second = granted(database), granted(database)
+    assert (first.run_id, second.run_id) == ("run_0", "run_1")
+    assert {first.slot, second.slot} == {"cpu0", "cpu1"}
+    assert acquire(database) is None
+    assert release(database, first)
+    third = granted(database)
+    assert (third.run_id, third.slot, third.epoch) == ("run_2", first.slot, 1)
+    assert third.requirements == WANTS
+
+
+def test_release_happens_once(database: Database) -> None:
+    set_up(database, runs=1)
+    lease = granted(database)
+    assert release(database, lease)
+    assert not release(database, lease)
+
+
+def test_the_epoch_of_a_run_grows_with_every_lease(database: Database) -> None:
+    set_up(database, runs=1)
+    epochs = []
+    for _ in range(3):
+        lease = granted(database)
+        epochs.append(lease.epoch)
+        release(database, lease)
+        with database.writing() as session:
+            session.execute(update(LeaseRequest).values(state="queued"))
+    assert epochs == [1, 2, 3]
+
+
+def test_a_repeated_request_changes_nothing(database: Database) -> None:
+    set_up(database, runs=1)
+    granted(database)
+    with database.writing() as session:
+        leases.request(session, "run_0", WANTS)
+    assert acquire(database) is None
+
+
+def test_a_request_must_say_what_the_worker_needs(database: Database) -> None:
+    with database.writing() as session, pytest.raises(ValueError, match="base_model, config"):
+        leases.request(session, "run_0", {})
+
+
+def test_withdrawn_requests_are_not_served(database: Database) -> None:
+    set_up(database, runs=2)
+    with database.writing() as session:
+        assert leases.withdraw(session, "run_0")
+        assert not leases.withdraw(session, "run_0")
+        assert not leases.withdraw(session, "run_9")
+        assert leases.queued(session) == ["run_1"]
+        assert leases.withdrawn(session) == ["run_0"]
+        leases.cleared(session, ["run_0", "run_1"])
+        assert leases.withdrawn(session) == []
+    assert granted(database).run_id == "run_1"
+
+
+def test_among_and_warmth_steer_the_choice(database: Database) -> None:
+    set_up(database, runs=3)
+    warm = {"cpu1": WarmWorker(Warmth.IDLE, "tiny")}
+    lease = granted(database, among=["run_2"], warm=warm)
+    assert (lease.run_id, lease.slot) == ("run_2", "cpu1")
+
+
+def test_queue_positions(database: Database) -> None:
+    set_up(database, count=1, runs=3)
+    granted(database)
+    with database.reading() as session:
+        positions = [leases.queue_position(session, f"run_{n}") for n in range(4)]
+    assert positions == [None, 0, 1, None]
+
+
+def test_a_host_serves_its_own_slots_only(database: Database) -> None:
+    set_up(database, "a", count=1, runs=2)
+    set_up(database, "b", count=1)
+    assert granted(database, "b").host == "b"
+    assert acquire(database, "b") is None
+    assert granted(database, "a").host == "a"
+
+
+def test_a_slot_that_is_gone_takes_no_lease(database: Database) -> None:
+    set_up(database, count=2, runs=2)
+    lease = granted(database)
+    set_up(database, count=0)
+    assert acquire(database) is None
+    with database.reading() as session:
+        assert leases.open_leases(session, "h") == [lease]
+        assert leases.describe(session)["slots"] == []
+    set_up(database, count=2)
+    assert granted(database).slot != lease.slot
+
+
+def test_silent_and_stopped_hosts_lose_their_leases(database: Database) -> None:
+    for host in ("up", "down", "silent"):
+        set_up(database, host, count=1)
+    with database.writing() as session:
+        for host in ("up", "down", "silent"):
+            leases.request(session, f"run_{host}", WANTS)
+            leases.acquire(session, host, among=[f"run_{host}"])
+        hosts.take_down(session, "down")
+        old = session.scalars(select(Host).where(Host.name == "silent")).one()
+        old.heartbeat_at -= timedelta(minutes=2)
+    with database.reading() as session:
+        lost = leases.orphaned_leases(session, timedelta(seconds=60))
+    assert sorted(lease.host for lease in lost) == ["down", "silent"]
+    with database.writing() as session:
+        hosts.renew(session, "silent")
+        assert [x.host for x in leases.orphaned_leases(session, timedelta(seconds=60))] == ["down"]
+
+
+def test_describe(database: Database) -> None:
+    set_up(database, count=2, runs=2)
+    granted(database, among=["run_1"])
+    with database.reading() as session:
+        shown = leases.describe(session)
+    assert [host["state"] for host in shown["hosts"]] == ["up"]
+    assert [(slot["name"], slot["state"], slot["run_id"]) for slot in shown["slots"]] == [
+        ("cpu0", "leased", "run_1"),
+        ("cpu1", "free", None),
+    ]
+    assert [(entry["run_id"], entry["position"]) for entry in shown["queued"]] == [("run_0", 0)]
+
+
+def test_the_database_itself_refuses_a_second_lease(database: Database) -> None:
+    set_up(database, count=1, runs=2)
+    granted(database)
+    with pytest.raises(IntegrityError), database.writing() as session:
+        session.add(LeaseRow(run_id="run_1", slot_id=1, epoch=1))
+
+
+def test_many_at_once_never_share_a_slot(database: Database) -> None:
+    """Eight threads grant and release as fast as they can; holders are counted as they go."""
+    set_up(database, count=3, runs=40)
+    holders: dict[str, str] = {}
+    clashes: list[str] = []
+    seen: list[tuple[str, int]] = []
+    lock = threading.Lock()
+
+    def serve() -> None:
+        while True:
+            lease = acquire(database)
+            if lease is None:
+                with database.reading() as session:
+                    if not leases.queued(session):
+                        return
+                continue
+            with lock:
+                if lease.slot in holders:
+                    clashes.append(lease.slot)
+                holders[lease.slot] = lease.run_id
+                seen.append((lease.run_id, lease.epoch))
+            with lock:
+                del holders[lease.slot]
+            release(database, lease)
+
+    threads = [threading.Thread(target=serve) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert clashes == []
+    assert sorted(seen) == sorted((f"run_{number}", 1) for number in range(40))
+    with database.reading() as session:
+        still_open = select(func.count()).where(LeaseRow.released_at.is_(None))
+        assert session.scalar(still_open) == 0

@@ -1,0 +1,75 @@
+"""Placement: the oldest run that fits, on the slot where it starts soonest."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_pool.placement import FreeSlot, Request, Warmth, fits, place
+
+GIB = 1024**3
+
+
+def test_nothing_to_place() -> None:
+    assert place([], [FreeSlot("cpu0", "cpu", GIB)]) is None
+    assert place([Request("run_1", "m")], []) is None
+
+
+def test_oldest_first() -> None:
+    slots = [FreeSlot("cpu0", "cpu", GIB)]
+    chosen = place([Request("run_1", "m"), Request("run_2", "m")], slots)
+    assert chosen is not None
+    assert chosen[0].run_id == "run_1"
+
+
+def test_a_run_that_fits_nothing_free_lets_others_pass() -> None:
+    slots = [FreeSlot("gpu0", "cuda", 40 * GIB)]
+    large, small = Request("run_1", "m", memory_bytes=80 * GIB), Request("run_2", "m")
+    assert place([large, small], slots) == (small, slots[0])
+    assert place([Request("run_1", "m", kind="cpu"), small], slots) == (small, slots[0])
+
+
+def test_the_slot_where_a_run_starts_soonest() -> None:
+    def chosen(*slots: FreeSlot) -> str:
+        placed = place([Request("run_1", "wanted")], slots)
+        assert placed is not None
+        return placed[1].name
+
+    cold = FreeSlot("cold", "cpu", GIB)
+    starting = FreeSlot("starting", "cpu", GIB, Warmth.STARTING)
+    other = FreeSlot("other", "cpu", GIB, Warmth.IDLE, "another")
+    idle = FreeSlot("idle", "cpu", GIB, Warmth.IDLE)
+    loaded = FreeSlot("loaded", "cpu", GIB, Warmth.IDLE, "wanted")
+    order = [loaded, idle, other, starting, cold]
+    while order:
+        assert chosen(*reversed(order)) == order[0].name
+        order.pop(0)
+
+
+def test_large_slots_are_kept_for_large_runs() -> None:
+    slots = [FreeSlot("gpu0", "cuda", 80 * GIB), FreeSlot("gpu1", "cuda", 40 * GIB)]
+    placed = place([Request("run_1", "m", memory_bytes=30 * GIB)], slots)
+    assert placed is not None
+    assert placed[1].name == "gpu1"
+
+
+_kinds = st.sampled_from(["cpu", "cuda"])
+_requests = st.builds(
+    Request, st.uuids().map(str), st.sampled_from("ab"), st.none() | _kinds, st.integers(0, 9)
+)
+_slots = st.builds(
+    FreeSlot, st.uuids().map(str), _kinds, st.integers(0, 9), st.sampled_from(Warmth), st.none()
+)
+
+
+@given(st.lists(_requests, max_size=6), st.lists(_slots, max_size=6))
+def test_a_placed_run_fits_and_no_older_one_does(
+    requests: list[Request], slots: list[FreeSlot]
+) -> None:
+    placed = place(requests, slots)
+    fitting = [request for request in requests if any(fits(request, slot) for slot in slots)]
+    if placed is None:
+        assert not fitting
+    else:
+        assert placed[0] is fitting[0]
+        assert fits(*placed)

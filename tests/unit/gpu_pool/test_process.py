@@ -1,0 +1,225 @@
+"""Processes by pid and start time, their watcher, and worker groups, on real processes."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpu_pool.devices import Slot
+from gpu_pool.process import Process
+from gpu_pool.state import StateFile, sole_agent
+from gpu_pool.watch import Watcher
+from gpu_pool.workers import Worker, command, environment
+
+# A parent with one child in a process group of their own, as a worker is; it prints the child's pid.
+_GROUP = "import os, time; child = os.fork(); child and print(child, flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _GROUP], stdout=subprocess.PIPE, start_new_session=True
+    ) as popen:
+        assert popen.stdout is not None
+        parent = Process.of(popen.pid)
+        assert parent is not None
+        started = Worker("cpu0-0000@h", parent, tmp_path / "worker.log", popen)
+        assert started.know_child(int(popen.stdout.readline()))
+        yield started
+        started.kill()
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_process_is_known_until_it_is_read(sleeper: subprocess.Popen[bytes]) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    assert process.alive()
+    process.signal(signal.SIGKILL)
+    assert soon(lambda: not process.alive())
+    assert process.exists()
+    sleeper.wait()
+    assert not process.exists()
+    assert Process.of(sleeper.pid) is None
+
+
+def test_another_process_with_the_pid_is_left_alone(sleeper: subprocess.Popen[bytes]) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    impostor = Process(process.pid, process.started + 1)
+    assert not impostor.alive()
+    impostor.signal(signal.SIGKILL)
+    impostor.kill_group()
+    time.sleep(0.05)
+    assert process.alive()
+
+
+class Watch:
+    """A watcher whose reports are collected."""
+
+    def __init__(self) -> None:
+        self.seen: queue.Queue[Process] = queue.Queue()
+        self.watcher = Watcher(self.seen.put)
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    made = Watch()
+    made.watcher.start()
+    yield made
+    made.watcher.close()
+
+
+def test_the_end_of_a_process_is_told_at_once(
+    watch: Watch, sleeper: subprocess.Popen[bytes]
+) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    watch.watcher.watch(process)
+    with pytest.raises(queue.Empty):
+        watch.seen.get(timeout=0.1)
+    began = time.monotonic()
+    sleeper.kill()
+    assert watch.seen.get(timeout=5) == process
+    assert time.monotonic() - began < 1.0
+
+
+def test_what_ended_before_is_told_too(watch: Watch, sleeper: subprocess.Popen[bytes]) -> None:
+    process = Process.of(sleeper.pid)
+    assert process is not None
+    watch.watcher.watch(Process(process.pid, process.started + 1))
+    assert watch.seen.get(timeout=5).pid == process.pid
+    sleeper.kill()
+    sleeper.wait()
+    watch.watcher.watch(process)
+    assert watch.seen.get(timeout=5) == process
+
+
+def test_many_ends_are_told_once_each(watch: Watch) -> None:
+    popens = [subprocess.Popen(["sleep", "0.05"]) for _ in range(10)]
+    processes = [Process.of(popen.pid) for popen in popens]
+    for process in processes:
+        assert process is not None
+        watch.watcher.watch(process)
+    told = [watch.seen.get(timeout=5) for _ in processes]
+    for popen in popens:
+        popen.wait()
+    assert {process.pid for process in told} == {popen.pid for popen in popens}
+    assert watch.seen.empty()
+
+
+def test_the_watcher_survives_its_callback(sleeper: subprocess.Popen[bytes]) -> None:
+    calls: queue.Queue[int] = queue.Queue()
+
+    def fail(process: Process) -> None:
+        calls.put(process.pid)
+        raise RuntimeError("a mistake")
+
+    watcher = Watcher(fail)
+    watcher.start()
+    for _ in range(2):
+        popen = subprocess.Popen(["sleep", "60"])
+        process = Process.of(popen.pid)
+        assert process is not None
+        watcher.watch(process)
+        popen.kill()
+        assert calls.get(timeout=5) == popen.pid
+        popen.wait()
+    watcher.close()
+
+
+@pytest.mark.parametrize("victim", ["parent", "child"])
+def test_a_worker_ends_as_a_whole(worker: Worker, victim: str) -> None:
+    process = getattr(worker, victim)
+    assert worker.ended() is None
+    os.kill(process.pid, signal.SIGKILL)
+    assert soon(lambda: worker.ended() is not None)
+    why = worker.ended()
+    assert why is not None
+    assert "SIGKILL" in why if victim == "parent" else "computing process" in why
+    worker.kill()
+    assert soon(worker.gone)
+    worker.reap()
+    assert not worker.parent.exists()
+
+
+def test_a_stranger_is_no_child_of_a_worker(
+    worker: Worker, sleeper: subprocess.Popen[bytes]
+) -> None:
+    assert not worker.know_child(sleeper.pid)
+    assert not worker.know_child(2**22 + 1)
+
+
+def test_the_next_agent_finds_the_workers(worker: Worker, tmp_path: Path) -> None:
+    state = StateFile(tmp_path / "run")
+    assert state.read() == []
+    state.write([worker])
+    (found,) = StateFile(tmp_path / "run").read()
+    assert (found.node, found.parent, found.child) == (worker.node, worker.parent, worker.child)
+    found.kill()
+    assert soon(found.gone)
+
+
+def test_state_of_another_boot_or_a_torn_file_names_nobody(worker: Worker, tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    state.write([worker])
+    path = tmp_path / "agent.json"
+    text = path.read_text()
+    path.write_text(text.replace('"boot": "', '"boot": "0'))
+    assert state.read() == []
+    path.write_text(text[:40])
+    assert state.read() == []
+
+
+def test_one_agent_per_data_folder(tmp_path: Path) -> None:
+    with (
+        sole_agent(tmp_path / "run"),
+        pytest.raises(RuntimeError, match="another pool agent"),
+        sole_agent(tmp_path / "run"),
+    ):
+        pass
+    with sole_agent(tmp_path / "run"):
+        pass
+
+
+def test_a_worker_runs_our_modules_and_knows_its_name() -> None:
+    argv = command("cpu0-ab12@host")
+    assert argv[:4] == [sys.executable, "-P", "-m", "celery"]
+    assert argv[argv.index("-Q") + 1] == "host.cpu0-ab12@host"
+    slot = Slot("cpu0", "cpu", "CPU", 1, 3)
+    env = environment({"SIGNAL_DATA_DIR": "/d", "OMP_NUM_THREADS": "9"}, slot, "cpu0-ab12@host")
+    assert env["SIGNAL_DATA_DIR"] == "/d"
+    assert env["OMP_NUM_THREADS"] == "3"
+    assert env["SIGNAL_NODE"] == "cpu0-ab12@host"
+
+
+def test_last_words_are_the_end_of_the_log(worker: Worker) -> None:
+    assert worker.last_words() == ""
+    worker.log.write_text("x" * 5000 + "\nModuleNotFoundError: no module\n")
+    assert worker.last_words().endswith("ModuleNotFoundError: no module")
+    assert len(worker.last_words()) <= 2000
+    worker.mark_log()
+    assert worker.last_words() == ""
+    with worker.log.open("a") as log:
+        log.write("MemoryError\n")
+    assert worker.last_words() == "MemoryError"

@@ -1,0 +1,121 @@
+"""From requests to what a worker gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from marshmallow import Schema
+
+from schemas.errors import SignalError
+from schemas.operations import REQUESTS
+from schemas.runs import CompleteRequest
+from web.operations.compile import Target, compile_operation
+from web.runs.facts import RunFacts
+from workers.model_folder import read_model_folder
+from workers.queue.records import NewEntry
+from workers.text.rows import unpack_rows
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model: Path) -> Target:
+    facts = RunFacts("run_1", "user_1", "tiny", {"max_seq_length": 64}, "0a1b2c3d")
+    return Target(facts, read_model_folder("tiny", tiny_model))
+
+
+def compiled(target: Target, kind: str, **request: Any) -> NewEntry:
+    schema: Schema = CompleteRequest() if kind == "complete" else REQUESTS[kind]()
+    return compile_operation(kind, schema.load(request), target)
+
+
+def body(entry: NewEntry) -> dict[str, Any]:
+    return dict(msgpack.unpackb(entry.body))
+
+
+def refused(target: Target, kind: str, **request: Any) -> SignalError:
+    with pytest.raises(SignalError) as caught:
+        compiled(target, kind, **request)
+    return caught.value
+
+
+def test_rows_travel_as_arrays(target: Target) -> None:
+    entry = compiled(
+        target, "forward_backward", batch_data=[{"tokens": [1, 2, 3]}, {"text": "hello"}]
+    )
+    rows = unpack_rows(body(entry)["rows"])
+    assert list(rows[0].targets) == [2, 3, 0]
+    assert list(rows[0].weights) == [1.0, 1.0, 0.0]
+    assert entry.tokens == len(rows[0]) + len(rows[1])
+    assert (body(entry)["loss_fn"], body(entry)["accumulate"]) == ("causal_lm", True)
+
+
+def test_every_wrong_row_is_named_with_its_own_code(target: Target) -> None:
+    rows = [{"tokens": [1] * 65}, {"text": "fine"}, {"tokens": [1, 600]}, {"tokens": [5]}]
+    error = refused(target, "forward_backward", batch_data=rows)
+    assert [(d.param, d.code) for d in error.details] == [
+        ("batch_data.0.tokens", "sequence_too_long"),
+        ("batch_data.2.tokens.1", "token_out_of_range"),
+        ("batch_data.3.tokens", "no_target_tokens"),
+    ]
+
+
+def test_losses_and_their_options(target: Target) -> None:
+    rows = [{"tokens": [1, 2]}]
+    unknown = refused(target, "forward_backward", batch_data=rows, loss_fn="dpo")
+    assert (unknown.code, unknown.param) == ("unknown_loss", "loss_fn")
+    option = refused(target, "forward_backward", batch_data=rows, loss_kwargs={"beta": 1})
+    assert (option.code, option.param) == ("unknown_option", "loss_kwargs.beta")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code", "param"),
+    [
+        ([[1] * 256], "sequence_too_long", "prompts.0"),
+        ([[1], [512]], "token_out_of_range", "prompts.1.0"),
+        (["x " * 600], "sequence_too_long", "prompts.0"),
+    ],
+)
+def test_prompts_that_do_not_fit(target: Target, prompts: list[Any], code: str, param: str) -> None:
+    error = refused(target, "sample", prompts=prompts)
+    assert (error.details[0].code, error.details[0].param) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("stop", "texts", "ids"),
+    [
+        (None, [], [2]),
+        ("a", ["a"], []),
+        (["a", "b"], ["a", "b"], []),
+        ([7, 8], [], [7, 8]),
+        ([], [], []),
+    ],
+)
+def test_what_stops_a_sample(target: Target, stop: Any, texts: list[str], ids: list[int]) -> None:
+    found = body(compiled(target, "sample", prompts=[[1, 2]], stop=stop))
+    assert (found["stop_strings"], found["stop_token_ids"]) == (texts, ids)
+
+
+def test_an_optimizer_step_carries_what_was_set_and_no_more(target: Target) -> None:
+    entry = compiled(target, "optim_step", learning_rate=0.1, lane="a", client_seq=2)
+    assert body(entry) == {"learning_rate": 0.1, "on_error": "fail"}
+    assert (entry.lane, entry.client_seq, entry.on_error) == ("a", 2, "fail")
+
+
+def test_the_digest_is_of_the_meaning(target: Target) -> None:
+    rows = [{"tokens": [1, 2]}]
+    plain = compiled(target, "forward_backward", batch_data=rows)
+    spelled = compiled(
+        target, "forward_backward", batch_data=rows, loss_fn="causal_lm", accumulate=True
+    )
+    assert plain.digest == spelled.digest
+    others = [
+        compiled(target, "forward_backward", batch_data=[{"tokens": [1, 3]}]),
+        compiled(target, "forward_backward", batch_data=rows, lane="a", client_seq=1),
+        compiled(target, "optim_step"),
+        compiled(target, "optim_step", on_error="continue"),
+        compiled(target, "save_state"),
+        compiled(target, "complete"),
+    ]
+    assert len({plain.digest, *(other.digest for other in others)}) == 7

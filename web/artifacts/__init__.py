@@ -1,0 +1,1 @@
+"""Artifacts: what save_state and complete wrote, listed and served."""

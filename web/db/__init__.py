@@ -1,0 +1,1 @@
+"""SQL of the web tier: all tables in one place for the migrations, and the migrations."""

@@ -1,0 +1,1 @@
+"""Futures: reading, waiting for, cancelling operations."""

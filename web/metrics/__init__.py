@@ -1,0 +1,1 @@
+"""Metrics of a run: what its operations measured, and the user's own numbers beside it."""

@@ -1,0 +1,1 @@
+"""The models that the operator has named."""

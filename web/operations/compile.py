@@ -1,0 +1,176 @@
+"""From a validated request to the bytes that a worker gets. Pure but for the tokenizer; no Flask.
+
+Everything that can be known without the worker is refused here, with every wrong row named at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgpack
+
+from schemas.errors import Detail, SignalError, raise_all
+from web.runs.facts import RunFacts
+from workers.catalogue import ModelEntry
+from workers.queue.records import NewEntry
+from workers.text.prompts import render_prompts
+from workers.text.rows import compile_batch, pack_rows
+from workers.text.tokenizer import Tokenizer, load_tokenizer
+
+T = TypeVar("T")
+LOSSES: dict[str, tuple[str, ...]] = {"causal_lm": (), "cross_entropy": ()}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request is compiled for: the run and its model."""
+
+    facts: RunFacts
+    model: ModelEntry
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, loaded once per process."""
+        return load_tokenizer(self.model.path)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A body, its size in tokens, and what the journal must know of it."""
+
+    body: bytes
+    tokens: int = 0
+    on_error: str = "fail"
+
+
+def compile_operation(
+    kind: str, request: Mapping[str, Any], target: Target, path: str = ""
+) -> NewEntry:
+    """An entry for the journal. `path` goes before the names of wrong fields."""
+    compiled = _COMPILERS[kind](request, target, path)
+    lane, client_seq = request.get("lane"), request.get("client_seq")
+    return NewEntry(
+        kind=kind,
+        body=compiled.body,
+        tokens=compiled.tokens,
+        lane=lane,
+        client_seq=client_seq,
+        on_error=compiled.on_error,
+        digest=digest(kind, compiled, lane, client_seq),
+    )
+
+
+def digest(kind: str, compiled: Compiled, lane: str | None, client_seq: int | None) -> str:
+    """The identity of a request: of what it means, so defaults may be spelled out in a repeat."""
+    place = f"{kind}|{lane or ''}|{client_seq or ''}|{compiled.on_error}|".encode()
+    return hashlib.sha256(place + compiled.body).hexdigest()
+
+
+def _forward_backward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    _check_loss(request, path)
+    rows = compile_batch(
+        request["batch_data"],
+        target.tokenizer,
+        max_length=target.facts.config["max_seq_length"],
+        vocab_size=target.model.vocab_size,
+        param=f"{path}batch_data",
+    )
+    body = {
+        "loss_fn": request["loss_fn"],
+        "loss_kwargs": request["loss_kwargs"],
+        "accumulate": request["accumulate"],
+        "rows": pack_rows(rows),
+    }
+    return Compiled(_pack(body), sum(map(len, rows)))
+
+
+def _check_loss(request: Mapping[str, Any], path: str) -> None:
+    name = request["loss_fn"]
+    if name not in LOSSES:
+        known = ", ".join(sorted(LOSSES))
+        raise SignalError(
+            "unknown_loss",
+            f"There is no loss {name!r}; there are: {known}.",
+            param=f"{path}loss_fn",
+        )
+    raise_all(
+        Detail(f"{path}loss_kwargs.{key}", "unknown_option", f"{name} has no option {key!r}.")
+        for key in request["loss_kwargs"]
+        if key not in LOSSES[name]
+    )
+
+
+def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    body = {name: value for name, value in request.items() if name not in ("lane", "client_seq")}
+    return Compiled(_pack(body), on_error=request["on_error"])
+
+
+def _sample(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    prompts = render_prompts(
+        request["prompts"],
+        target.tokenizer,
+        # At least one token is to be sampled.
+        max_length=target.model.context_length - 1,
+        vocab_size=target.model.vocab_size,
+        param=f"{path}prompts",
+    )
+    texts, ids = _stop(request["stop"], target.tokenizer)
+    body = {
+        "prompts": prompts,
+        "max_tokens": request["max_tokens"],
+        "temperature": request["temperature"],
+        "top_p": request["top_p"],
+        "top_k": max(0, request["top_k"]),
+        "stop_strings": texts,
+        "stop_token_ids": ids,
+        "seed": request["seed"],
+        "n": request["n"],
+        "logprobs": request["logprobs"],
+    }
+    return Compiled(_pack(body), sum(map(len, prompts)))
+
+
+def _stop(stop: Any, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
+    if stop is None:
+        return [], list(tokenizer.eos_token_ids)
+    items = [stop] if isinstance(stop, str) else list(stop)
+    texts = [item for item in items if isinstance(item, str)]
+    return texts, [item for item in items if not isinstance(item, str)]
+
+
+def _save_state(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    return Compiled(_pack({"name": request["name"], "mode": request["mode"]}))
+
+
+def _complete(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    return Compiled(_pack({"save": request["save"], "name": request["name"]}))
+
+
+_Compiler = Callable[[Mapping[str, Any], Target, str], Compiled]
+_COMPILERS: dict[str, _Compiler] = {
+    "forward_backward": _forward_backward,
+    "optim_step": _optim_step,
+    "sample": _sample,
+    "save_state": _save_state,
+    "complete": _complete,
+}
+
+
+def gather(make: Callable[[int], T], count: int) -> list[T]:
+    """`make` of every index; what is wrong with any of them is raised together."""
+    made: list[T] = []
+    wrong: list[Detail] = []
+    for index in range(count):
+        try:
+            made.append(make(index))
+        except SignalError as error:
+            wrong.extend(error.details or [Detail(error.param, error.code, error.message)])
+    raise_all(wrong)
+    return made
+
+
+def _pack(body: Mapping[str, Any]) -> bytes:
+    return bytes(msgpack.packb(body))

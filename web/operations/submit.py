@@ -1,0 +1,37 @@
+"""Handing entries to the journal and ringing the run's doorbell. No Flask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from schemas.errors import SignalError
+from schemas.runs import CLOSED_STATUSES
+from web.context import Services
+from web.runs.facts import RunFacts
+from web.runs.render import LOST
+from web.runs.service import Runs
+from workers.queue.records import Appended, NewEntry
+
+
+def submit(
+    services: Services, facts: RunFacts, entries: Sequence[NewEntry], key: str | None
+) -> list[Appended]:
+    """Append all or none, then ring. Raises what `Journal.append` raises."""
+    try:
+        appended, admitted, bell_was_free = services.journal.append(facts.run_id, entries, key)
+    except SignalError as error:
+        if error.code == "not_found":
+            raise _gone(services, facts) from None
+        raise
+    services.ring(facts.run_id, admitted, bell_was_free)
+    return appended
+
+
+def _gone(services: Services, facts: RunFacts) -> SignalError:
+    """Why a run that SQL knows has no journal: it ended long ago, or its journal was lost."""
+    row = Runs(services.settings, services.db, services.journal, services.catalogue).get(
+        facts.run_id
+    )
+    if row.status in CLOSED_STATUSES:
+        return SignalError("run_closed", f"The run is {row.status} and takes no more operations.")
+    return SignalError("run_closed", LOST.message)

@@ -1,0 +1,222 @@
+"""The projector: reads the stream of commits and writes runs, metrics and artifacts into SQL.
+
+A process of its own (`python -P -m web.projector`), elected by a lock in Redis, so that more than one
+may be started. Each batch and the position in the stream are one SQL transaction, and every write is
+idempotent by (run, seq): whatever dies when, the next one goes on where SQL says.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from gpu_pool.database import Database
+from schemas.runs import CLOSED_STATUSES
+from web.artifacts import service as artifacts
+from web.db.tables import ProjectionRow
+from web.idempotency.service import IdempotencyKeys
+from web.metrics import service as metrics
+from web.runs.service import close_row
+from web.runs.tables import RunRow
+from workers.queue import keys
+from workers.queue.journal import connect
+from workers.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOCK = "sig:projector"
+LOCK_MS = 10_000
+BATCH = 500
+BLOCK_MS = 1_000
+# A transaction per commit would cost more than a small operation: what comes within this time of the
+# first is written together.
+GATHER_S = 0.1
+TIDY_S = 600.0
+_NAME = "commits"
+
+# Takes the lock, or keeps it: only its holder may lengthen it.
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder == false or holder == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 1
+end
+return 0
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the stream of commits."""
+
+    type: str
+    run_id: str
+    at: datetime
+    seq: int
+    kind: str
+    status: str
+    data: dict[str, Any]
+
+    @classmethod
+    def from_redis(cls, fields: Mapping[bytes, bytes]) -> Event:
+        """From the entry's fields."""
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+        return cls(
+            type=text["type"],
+            run_id=text["run"],
+            at=datetime.fromtimestamp(float(text["at"]), UTC),
+            seq=int(text.get("seq", "0")),
+            kind=text.get("kind", ""),
+            status=text.get("status", ""),
+            data=json.loads(text["data"]) if text.get("data") else {},
+        )
+
+
+def _run_id(event: Event) -> str:
+    return event.run_id
+
+
+def apply(session: Session, run_id: str, events: Sequence[Event]) -> None:
+    """Write a run's events, in order, into SQL; a repeat changes nothing."""
+    measured: list[metrics.Projected] = []
+    run = session.scalar(select(RunRow).where(RunRow.run_id == run_id))
+    if run is None:
+        # The transaction that made the run was not committed: nobody knows this run.
+        log.warning("%s of an unknown run %s", events[0].type, run_id)
+        return
+    for event in events:
+        _apply(session, run, event, measured)
+    metrics.add_projected(session, measured)
+
+
+def _apply(session: Session, run: RunRow, event: Event, measured: list[metrics.Projected]) -> None:
+    if event.type == "commit":
+        if event.seq > run.projected_seq:
+            _apply_commit(session, run, event)
+            measured += _measured(event)
+    elif event.type == "closed":
+        close_row(session, event.run_id, event.status, event.data or None, event.at)
+    elif run.status not in CLOSED_STATUSES:
+        run.status = {"placed": "loading", "ready": "ready"}.get(event.type, run.status)
+        run.device = event.data or run.device
+        run.started_at = run.started_at or event.at
+        run.updated_at = event.at
+
+
+def _apply_commit(session: Session, run: RunRow, event: Event) -> None:
+    if "artifact" in event.data:
+        artifacts.add_projected(session, run.run_id, event.seq, event.data["artifact"], event.at)
+    run.current_step = int(event.data.get("step", run.current_step))
+    run.projected_seq = event.seq
+    run.updated_at = event.at
+
+
+def _measured(event: Event) -> list[metrics.Projected]:
+    numbers = event.data.get("metrics")
+    if not numbers:
+        return []
+    step = int(event.data.get("step", 0))
+    return [metrics.Projected(event.run_id, event.seq, step, event.kind, numbers, event.at)]
+
+
+class Projector:
+    """Moves the stream of commits into SQL, batch by batch."""
+
+    def __init__(self, redis: Redis, db: Database) -> None:
+        """`redis` must not give up before `BLOCK_MS` is over."""
+        self._redis, self._db = redis, db
+        self._token = secrets.token_hex(8)
+        self._hold = redis.register_script(_HOLD)
+        self._tidied = 0.0
+
+    def step(self) -> int:
+        """One look at the stream, held for at most a second; how many events were written."""
+        if not self._hold(keys=[LOCK], args=[self._token, LOCK_MS]):
+            time.sleep(BLOCK_MS / 1000)
+            return 0
+        position = self._position()
+        rows = self._read(position, BLOCK_MS)
+        if rows and len(rows) < BATCH:
+            time.sleep(GATHER_S)
+            rows = self._read(position, None)
+        if rows:
+            last = rows[-1][0].decode()
+            self._write([Event.from_redis(fields) for _, fields in rows], position, last)
+            self._redis.xtrim(keys.COMMITS, minid=last, approximate=False)
+        self._tidy()
+        return len(rows)
+
+    def _read(self, position: str, block_ms: int | None) -> list[Any]:
+        found = self._redis.xread({keys.COMMITS: position}, count=BATCH, block=block_ms)
+        return cast(list[Any], found)[0][1] if found else []
+
+    def release(self) -> None:
+        """Let another projector take over at once."""
+        if self._redis.get(LOCK) == self._token.encode():
+            self._redis.delete(LOCK)
+
+    def _position(self) -> str:
+        with self._db.reading() as session:
+            row = session.get(ProjectionRow, _NAME)
+            return row.position if row is not None else "0-0"
+
+    def _write(self, events: list[Event], before: str, after: str) -> None:
+        with self._db.writing() as session:
+            if session.get(ProjectionRow, _NAME) is None:
+                session.add(ProjectionRow(name=_NAME, position="0-0"))
+                session.flush()
+            moved = session.execute(
+                update(ProjectionRow)
+                .where(ProjectionRow.name == _NAME, ProjectionRow.position == before)
+                .values(position=after)
+                .returning(ProjectionRow.name)
+            )
+            if moved.first() is None:
+                # Another projector has the lock by now and has written these.
+                return
+            for run_id, of_run in groupby(sorted(events, key=_run_id), key=_run_id):
+                apply(session, run_id, list(of_run))
+
+    def _tidy(self) -> None:
+        if time.monotonic() - self._tidied > TIDY_S:
+            self._tidied = time.monotonic()
+            IdempotencyKeys(self._db).forget_old()
+
+
+def main() -> None:
+    """Project until told to stop; an outage of SQL or Redis is waited out."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings.from_env()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    projector = Projector(connect(settings.redis_url), Database(settings.database_url))
+    while not stop.is_set():
+        try:
+            projector.step()
+        except (RedisError, SQLAlchemyError, OSError) as error:
+            log.warning("waiting: %s", error)
+            stop.wait(1.0)
+    try:
+        projector.release()
+    except RedisError as error:
+        log.warning("the lock was not released: %s", error)
+
+
+if __name__ == "__main__":
+    main()

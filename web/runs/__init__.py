@@ -1,0 +1,1 @@
+"""Runs: creating, listing, describing, ending them."""

@@ -1,0 +1,55 @@
+"""How a run ends by its owner's word: through the journal, then at once in SQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Response
+
+from web.context import services
+from web.futures.service import FutureRef
+from web.operations.answering import accepted, append, futures, result_of, target_of
+from web.operations.compile import compile_operation
+from web.runs.service import Runs
+
+
+def complete_run(run_id: str, request: Mapping[str, Any]) -> str | Response | None:
+    """Queue the last operation and wait for it: the saved artifact's name, or a 202 answer.
+
+    A run with nothing queued and nothing to save ends without a worker. Raises SignalError.
+    """
+    if not request["save"] and _idle(run_id):
+        services().journal.close(run_id, "completed")
+        _note(run_id, "completed")
+        return None
+    target = target_of(run_id)
+    facts, new = target.facts, compile_operation("complete", request, target)
+    with services().wait_slot() as free:
+        number = append(facts, [new])[0][0].entry
+        ref = FutureRef(run_id, number, facts.generation)
+        entry = futures().wait(ref, services().settings.sync_wait_s if free else 0.0)
+    if not entry.finished:
+        return accepted(facts, entry, {})
+    artifact: str | None = json.loads(result_of(entry))["artifact"]
+    _note(run_id, "completed")
+    return artifact
+
+
+def cancel_run(run_id: str) -> bool:
+    """End the run now; False when it had ended before."""
+    if not services().journal.close(run_id, "cancelled"):
+        return False
+    _note(run_id, "cancelled")
+    return True
+
+
+def _idle(run_id: str) -> bool:
+    head = services().journal.head(run_id)
+    return head is not None and head.entries == head.applied
+
+
+def _note(run_id: str, status: str) -> None:
+    s = services()
+    Runs(s.settings, s.db, s.journal, s.catalogue).note_closed(run_id, status, None)

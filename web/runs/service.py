@@ -1,0 +1,177 @@
+"""Runs in SQL: making one, reading, listing, ending. No Flask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.orm import Session
+
+from gpu_pool import leases
+from gpu_pool.database import Database
+from schemas.errors import Detail, SignalError, raise_all
+from schemas.runs import CLOSED_STATUSES, resolved
+from web.accounts.tables import UserRow
+from web.runs.tables import RunLabelRow, RunRow
+from workers.catalogue import Catalogue
+from workers.queue.journal import Journal
+from workers.settings import Settings
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list of runs is narrowed to."""
+
+    status: str | None = None
+    label: str | None = None
+
+
+class Runs:
+    """The runs of a server."""
+
+    def __init__(
+        self, settings: Settings, db: Database, journal: Journal, catalogue: Catalogue
+    ) -> None:
+        """Touches SQL, the journal, and the catalogue of models."""
+        self.settings, self.db, self.journal, self.catalogue = settings, db, journal, catalogue
+
+    def create(self, run_id: str, user_id: str, request: Mapping[str, Any]) -> None:
+        """Make a run and queue it for a device; a repeat with the same id changes nothing.
+
+        Raises SignalError: unknown_model, sequence_too_long, run_limit.
+        """
+        config = self._config(request)
+        with self.db.writing() as session:
+            if session.scalar(select(RunRow.id).where(RunRow.run_id == run_id)) is not None:
+                return
+            self._check_limit(session, user_id)
+            self._insert(session, run_id, user_id, request, config)
+            leases.request(session, run_id, {"base_model": request["base_model"], "config": config})
+            session.flush()
+            # Inside the transaction: a run in SQL always has a journal, and a journal whose run was
+            # never committed is not known to anybody.
+            self.journal.open_run(run_id, user_id)
+
+    def _config(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        model = self.catalogue.entry(request["base_model"])
+        config = resolved(dict(request), model.context_length)
+        if config["max_seq_length"] > model.context_length:
+            raise SignalError(
+                "sequence_too_long",
+                f"max_seq_length is {config['max_seq_length']:,}; the context of {model.name} is "
+                f"{model.context_length:,} tokens.",
+                param="max_seq_length",
+            )
+        raise_all(
+            Detail(
+                f"lora_target_modules.{index}",
+                "validation_error",
+                f"{model.name} has no layer {name!r}.",
+            )
+            for index, name in enumerate(config["lora_target_modules"] or ())
+            if name not in model.linear_widths
+        )
+        return config
+
+    def _insert(
+        self,
+        session: Session,
+        run_id: str,
+        user_id: str,
+        request: Mapping[str, Any],
+        config: dict[str, Any],
+    ) -> None:
+        now = datetime.now(UTC)
+        row = RunRow(
+            run_id=run_id,
+            user_id=user_id,
+            name=request["name"],
+            base_model=request["base_model"],
+            config=config,
+            labels=request["labels"],
+            status="queued",
+            created_at=now,
+            updated_at=now,
+        )
+        session.add(row)
+        session.flush()
+        for name, value in request["labels"].items():
+            session.add(RunLabelRow(run=row.id, name=name, value=value))
+
+    def _check_limit(self, session: Session, user_id: str) -> None:
+        # The lock makes the count and the insert one step on PostgreSQL; SQLite has one writer anyway.
+        session.execute(select(UserRow.id).where(UserRow.id == user_id).with_for_update())
+        active = session.scalars(
+            select(RunRow.run_id).where(
+                RunRow.user_id == user_id, RunRow.status.not_in(CLOSED_STATUSES)
+            )
+        ).all()
+        if len(active) < self.settings.max_active_runs:
+            return
+        # SQL may lag behind the journal: only runs that the journal still has open count.
+        heads = self.journal.heads(active)
+        if sum(head is not None and not head.closed for head in heads) >= len(active):
+            raise SignalError(
+                "run_limit",
+                f"You have {len(active)} unfinished runs, and this server allows "
+                f"{self.settings.max_active_runs}; complete or cancel one.",
+            )
+
+    def get(self, run_id: str) -> RunRow:
+        """A run whose ownership was checked before."""
+        with self.db.reading() as session:
+            return session.scalars(select(RunRow).where(RunRow.run_id == run_id)).one()
+
+    def queue_positions(self, run_ids: Sequence[str]) -> dict[str, int | None]:
+        """For each run, how many wait for a device before it; None when it does not wait."""
+        with self.db.reading() as session:
+            return {run_id: leases.queue_position(session, run_id) for run_id in run_ids}
+
+    def page(
+        self, user_id: str, filters: Filters, before: int | None, limit: int
+    ) -> tuple[list[RunRow], bool]:
+        """A user's runs, newest first, those older than the row `before`; and whether more follow."""
+        query = _filtered(select(RunRow).where(RunRow.user_id == user_id), filters)
+        if before is not None:
+            query = query.where(RunRow.id < before)
+        with self.db.reading() as session:
+            rows = list(session.scalars(query.order_by(RunRow.id.desc()).limit(limit + 1)))
+        return rows[:limit], len(rows) > limit
+
+    def note_closed(self, run_id: str, status: str, error: Mapping[str, Any] | None) -> None:
+        """Write the end of a run into SQL now; the projector would do the same a moment later."""
+        with self.db.writing() as session:
+            close_row(session, run_id, status, error, datetime.now(UTC))
+
+    def count_open(self) -> int:
+        """Unfinished runs of all users."""
+        with self.db.reading() as session:
+            open_runs = select(func.count()).where(RunRow.status.not_in(CLOSED_STATUSES))
+            return session.scalar(open_runs) or 0
+
+
+def close_row(
+    session: Session, run_id: str, status: str, error: Mapping[str, Any] | None, at: datetime
+) -> None:
+    """The end of a run in SQL; the first end stands. A run that still waits for a device stops waiting."""
+    session.execute(
+        update(RunRow)
+        .where(RunRow.run_id == run_id, RunRow.status.not_in(CLOSED_STATUSES))
+        .values(status=status, error=dict(error) if error else None, ended_at=at, updated_at=at)
+    )
+    leases.withdraw(session, run_id)
+
+
+def _filtered(query: Select[RunRow], filters: Filters) -> Select[RunRow]:
+    if filters.status is not None:
+        query = query.where(RunRow.status == filters.status)
+    if filters.label is not None:
+        name, equals, value = filters.label.partition("=")
+        query = query.join(RunLabelRow, RunLabelRow.run == RunRow.id)
+        query = query.where(RunLabelRow.name == name)
+        if equals:
+            query = query.where(RunLabelRow.value == value)
+    return query

@@ -1,0 +1,31 @@
+"""gunicorn's settings for the embedded stack; read by gunicorn itself.
+
+Threads, because most requests are long polls that wait for Redis. The listening socket is the
+supervisor's, so a restart of web refuses no connection.
+"""
+
+from __future__ import annotations
+
+import os
+
+_cores = len(os.sched_getaffinity(0))
+_waits = int(os.environ.get("SIGNAL_MAX_WAITS") or 200)
+
+bind = f"fd://{os.environ['SIGNAL_WEB_FD']}"
+worker_class = "gthread"
+workers = int(os.environ.get("SIGNAL_WEB_WORKERS") or min(2, max(1, _cores // 4)))
+# A long poll holds a thread; some must stay free for everything else.
+threads = _waits + 56
+worker_connections = 4 * threads
+keepalive = 75
+timeout = 60
+# A long poll may last 25 s; stopping must not wait for it.
+graceful_timeout = 2
+# GET /futures?ids=… carries many ids.
+limit_request_line = 8190
+control_socket_disable = True
+# gunicorn's own heartbeat files; the default folder may be on a slow disk.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+errorlog = "-"
+accesslog = None
+proc_name = "signal-web"

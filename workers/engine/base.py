@@ -1,0 +1,128 @@
+"""A base model in memory: frozen weights, wrapped once for adapters, and the facts about it.
+
+Several runs may share one base; `activated` decides whose adapter computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from schemas.errors import SignalError
+from workers.engine import llama
+from workers.engine.decoder import Decoder
+from workers.engine.lora import Adapter, Slot
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass
+class Base:
+    """A loaded model; `config` is its config.json."""
+
+    decoder: Decoder
+    slot: Slot
+    config: dict[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as the API names it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 to this minus 1."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, prompt and continuation together."""
+        return int(self.config["max_position_embeddings"])
+
+    @contextmanager
+    def activated(self, adapter: Adapter | None) -> Iterator[None]:
+        """Compute with `adapter` inside the block; with None, as the bare base."""
+        if adapter is not None:
+            adapter.activate(self.slot)
+        try:
+            yield
+        finally:
+            self.slot.pairs = None
+
+
+def load_base(
+    path: Path | str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    own: bool = True,
+) -> Base:
+    """Load the model in folder `path` from safetensors, without network and without code of its own.
+
+    `dtype` is a name of DTYPES or "auto": bfloat16 on a GPU, float32 on a CPU. `threads` sets torch's
+    CPU threads for the process. `own=False` uses transformers even where we have a forward pass.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder, where = Path(path), torch.device(device)
+    kind = DTYPES[{"cuda": "bfloat16"}.get(where.type, "float32") if dtype == "auto" else dtype]
+    config = _read_json(folder / "config.json")
+    slot = Slot()
+    decoder = _load(folder, config, kind, where, slot, own)
+    if not decoder.layers:
+        raise SignalError(
+            "model_load_failed", "The model has no linear layer that could take an adapter."
+        )
+    return Base(decoder, slot, config, kind, where, _eos(folder, config))
+
+
+def _load(
+    folder: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    slot: Slot,
+    own: bool,
+) -> Decoder:
+    if own and llama.supports(config):
+        return llama.Llama(config, _read_tensors(folder, dtype, device), slot)
+    from workers.engine.pretrained import load_pretrained
+
+    return load_pretrained(folder, dtype, device, slot)
+
+
+def _read_tensors(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(device=device, dtype=dtype)
+        for shard in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(shard).items()
+        # A buffer that old checkpoints carry and every model derives from its config.
+        if not name.endswith("rotary_emb.inv_freq")
+    }
+
+
+def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    generation = folder / "generation_config.json"
+    found = (_read_json(generation) if generation.is_file() else {}).get(
+        "eos_token_id", config.get("eos_token_id")
+    )
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded

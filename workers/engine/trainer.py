@@ -1,0 +1,199 @@
+"""One run on a base: its adapter, its accumulated gradients, its optimizer.
+
+Every operation is atomic: it computes into memory of its own and joins the run's state in one assignment
+at the end, so that one that fails leaves no trace. Several trainers may share a base, one operation
+at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from schemas.errors import SignalError
+from workers.engine.adamw import AdamW, AdamWSettings
+from workers.engine.base import Base
+from workers.engine.batch import Batch, make_batch
+from workers.engine.export import export_adapter
+from workers.engine.logprob import token_logprobs
+from workers.engine.lora import Adapter, LoraSpec
+from workers.engine.losses import Loss, Reduction, resolve_loss
+from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
+
+if TYPE_CHECKING:
+    from workers.text.rows import Row
+
+
+class _Accumulation:
+    """Sum of gradients [P] since the last optimizer step, with the weight that a mean is divided by."""
+
+    def __init__(self, gradient: Tensor, weight: float, reduction: Reduction, calls: int) -> None:
+        self.gradient, self.weight, self.reduction, self.calls = gradient, weight, reduction, calls
+
+    @property
+    def divisor(self) -> float:
+        """What the sum is divided by before it is applied."""
+        return self.weight if self.reduction == "mean" else 1.0
+
+
+class Trainer:
+    """A run's training state and its primitives."""
+
+    def __init__(
+        self,
+        base: Base,
+        lora: LoraSpec,
+        adamw: AdamWSettings,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Raises SignalError when `lora` names a layer that the base does not have."""
+        self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
+        self.adapter = Adapter(lora, base.decoder.layers)
+        self.optimizer = AdamW(self.adapter.master)
+        self._accumulation: _Accumulation | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.optimizer.steps
+
+    @property
+    def accumulated(self) -> int:
+        """Calls of forward_backward since the last optimizer step."""
+        return self._accumulation.calls if self._accumulation is not None else 0
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Numbers in the adapter."""
+        return self.adapter.master.numel()
+
+    def forward_backward(
+        self,
+        rows: Sequence[Row],
+        loss_fn: str,
+        loss_kwargs: Mapping[str, Any],
+        accumulate: bool = True,
+    ) -> dict[str, Any]:
+        """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
+
+        The result: loss (nats; the weighted mean for a mean loss, the sum divided by num_tokens
+        for a sum), loss_sum, num_tokens (positions of a weight other than 0), grad_norm (L2, as it would be
+        applied alone), metrics, step. Raises SignalError unknown_loss, unknown_option, mixed_reductions,
+        no_target_tokens, token_out_of_range, sequence_too_long, non_finite.
+        """
+        loss = resolve_loss(loss_fn, loss_kwargs)
+        earlier = self._accumulation if accumulate else None
+        if earlier is not None and earlier.reduction != loss.reduction:
+            raise SignalError("mixed_reductions", param="loss_fn")
+        base = self.base
+        batch = make_batch(
+            rows,
+            vocab_size=base.vocab_size,
+            context_length=base.context_length,
+            device=base.device,
+            dtype=self.adapter.master.dtype,
+        )
+        if loss.reduction == "mean" and batch.total_weight <= 0:
+            raise SignalError(
+                "validation_error",
+                f"{loss.name} is a mean: its weights must have a sum above 0.",
+                param="batch_data",
+            )
+        loss_sum, gradient, norm = self._gradient(batch, loss)
+        new = _Accumulation(gradient, batch.total_weight, loss.reduction, 1)
+        result = {
+            "loss": loss_sum
+            / (batch.total_weight if loss.reduction == "mean" else batch.num_tokens),
+            "loss_sum": loss_sum,
+            "num_tokens": batch.num_tokens,
+            "grad_norm": norm / new.divisor,
+            "metrics": {},
+            "step": self.step,
+        }
+        self._accumulation = new if earlier is None else _joined(earlier, new)
+        return result
+
+    def _gradient(self, batch: Batch, loss: Loss) -> tuple[float, Tensor, float]:
+        with self.base.activated(self.adapter):
+            hidden = self.base.decoder.hidden(batch.tokens, checkpoint=self.gradient_checkpointing)
+            chosen = (
+                hidden if batch.num_tokens == len(hidden) else hidden.index_select(0, batch.index)
+            )
+            logprobs = token_logprobs(chosen, batch.targets, self.base.decoder.head)
+            loss_sum = loss.function(logprobs, batch.weights)
+            parts = torch.autograd.grad(
+                loss_sum, self.adapter.leaves, allow_unused=True, materialize_grads=True
+            )
+        gradient = torch.cat([part.reshape(-1) for part in parts]).to(self.adapter.master.dtype)
+        norm = torch.linalg.vector_norm(gradient)
+        # One transfer: on a GPU each .item() waits for all that is queued.
+        value, length = torch.stack((loss_sum.detach().to(norm.dtype), norm)).tolist()
+        if not (math.isfinite(value) and math.isfinite(length)):
+            raise SignalError(
+                "non_finite",
+                f"The loss ({value:g}) or its gradient is not finite; nothing was changed.",
+            )
+        return value, gradient, length
+
+    def optim_step(self, **overrides: float | None) -> dict[str, Any]:
+        """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.
+
+        The result: step, learning_rate, grad_norm (before clipping), metrics. Raises SignalError
+        no_gradients, unknown_option, non_finite (a gradient: the accumulation is discarded).
+        """
+        settings = self.settings.overridden(overrides)
+        accumulation = self._accumulation
+        if accumulation is None:
+            raise SignalError("no_gradients")
+        gradient = accumulation.gradient / accumulation.divisor
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(norm):
+            self.clear_accumulation()
+            raise SignalError(
+                "non_finite",
+                "The accumulated gradient is not finite; it was discarded, no step was taken.",
+            )
+        self.optimizer.step(gradient, norm, settings)
+        self.adapter.renew()
+        self._accumulation = None
+        return {
+            "step": self.step,
+            "learning_rate": settings.learning_rate,
+            "grad_norm": norm,
+            "metrics": {},
+        }
+
+    def clear_accumulation(self) -> None:
+        """Discard the gradients since the last optimizer step."""
+        self._accumulation = None
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SampleParams,
+        tokenizer: TextDecoder,
+        should_stop: Callable[[], bool],
+        key: SampleKey,
+    ) -> SampleOutput:
+        """Continue `prompts` from the current weights; see `sampler.sample`."""
+        with self.base.activated(self.adapter):
+            return sample(self.base, prompts, params, tokenizer, should_stop, key)
+
+    def export_adapter(self, folder: Path, base_model_name: str) -> list[Path]:
+        """Write the adapter to `folder` as a plain PEFT one; the files written."""
+        return export_adapter(self.adapter, folder, base_model_name)
+
+
+def _joined(earlier: _Accumulation, new: _Accumulation) -> _Accumulation:
+    return _Accumulation(
+        earlier.gradient.add_(new.gradient),
+        earlier.weight + new.weight,
+        new.reduction,
+        earlier.calls + 1,
+    )

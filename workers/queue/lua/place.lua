@@ -1,0 +1,9 @@
+-- Installs the epoch of a lease: compare-greater, so an older lease can never come back.
+-- ARGV: epoch, worker, device JSON.
+local closed = head('closed')
+if not closed then return {'missing'} end
+if closed ~= '' then return {'closed'} end
+if tonumber(ARGV[1]) <= tonumber(head('epoch')) then return {'stale', head('epoch')} end
+redis.call('HSET', P .. 'head', 'epoch', ARGV[1], 'worker', ARGV[2], 'worker_state', 'loading', 'device', ARGV[3])
+event('placed', 'data', ARGV[3])
+return {'ok'}

@@ -1,0 +1,1 @@
+"""Runs in memory: a worker attaches a run, applies its journal in order, and commits every outcome."""
