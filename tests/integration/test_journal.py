@@ -340,6 +340,7 @@ def test_hub_wakes_a_waiter_also_over_a_restart_of_the_server(tmp_path: Path) ->
                 server.kill()
                 server.start()
                 time.sleep(0.5)
+        hub.close()
         redis.close()
 
 

@@ -7,7 +7,6 @@ import hmac
 import logging
 import re
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -54,6 +53,18 @@ class FutureHub:
         self._waiters: dict[str, set[threading.Event]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._subscribed = threading.Event()
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """End the thread, before its connection is taken away. Waits at most a few seconds."""
+        self._closing.set()
+        if self._thread is None:
+            return
+        try:
+            self._redis.publish(keys.DONE, "")
+        except RedisError as error:
+            log.debug("the hub's thread sees its server away by itself: %s", error)
+        self._thread.join(timeout=5.0)
 
     @contextmanager
     def watch(self, run_id: str, entries: Collection[int] = ()) -> Iterator[threading.Event]:
@@ -91,12 +102,12 @@ class FutureHub:
         self._subscribed.wait(timeout=2.0)
 
     def _listen(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(keys.DONE)
                     self._wake_all()
-                    while True:
+                    while not self._closing.is_set():
                         message = pubsub.get_message(timeout=10.0)
                         if message is None:
                             pubsub.ping()
@@ -105,11 +116,13 @@ class FutureHub:
                             self._wake_all()
                         elif message["type"] == "message":
                             self._wake(message["data"].decode())
-            except (RedisError, OSError) as error:
-                log.warning("future hub lost its subscription: %s", error)
+            except Exception as error:
+                # Whatever it is (redis-py lets more than its own errors out of a torn connection),
+                # the process's long polls hang on this thread: it subscribes anew.
+                log.warning("future hub lost its subscription: %r", error)
                 self._subscribed.clear()
                 self._wake_all()
-                time.sleep(0.2)
+                self._closing.wait(0.2)
 
     def _wake(self, name: str) -> None:
         run_id = name.rsplit(":", 1)[0]
