@@ -87,10 +87,9 @@ class Inside:
         return len(messages)
 
     def broker_keys(self, run_id: str) -> list[bytes]:
-        """What the broker holds for a run: its queue, bindings, unacknowledged messages."""
+        """What the broker holds for a run: queue and bindings; and its book of unacknowledged messages."""
         name = keys.queue(run_id).encode()
-        held = [key for key in self.redis.keys("*") if name in key]
-        return held + [tag for tag, value in self.redis.hscan_iter("unacked") if name in value]
+        return [key for key in self.redis.keys("*") if name in key or key.startswith(b"unacked")]
 
     def flower_tasks(self, run_id: str) -> list[str]:
         """Names of the tasks that Flower has seen succeed or fail for a run."""

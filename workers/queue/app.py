@@ -17,16 +17,14 @@ from workers.queue import keys
 from workers.settings import Settings
 
 WAKE = "wake"
-SEVEN_DAYS_S = 7 * 86_400
 
 
 def make_app(settings: Settings) -> Celery:
     """The application that web tier, agent, workers and Flower share."""
     app = Celery("signal", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
-        # A redelivered doorbell is harmless, but a long operation must not be delivered twice meanwhile.
+        broker_transport="workers.queue.transport:Transport",
         broker_transport_options={
-            "visibility_timeout": SEVEN_DAYS_S,
             "health_check_interval": 10,
             "socket_keepalive": True,
             "socket_timeout": 30,
