@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from tests.support.api import BATCH, Api, Run, error_of
+from tests.support.inside import until
 from tests.support.stack import RunningStack
 
 LABEL = {"whose": "ann"}
@@ -61,6 +62,8 @@ def things(ann: Api) -> Iterator[Things]:
         late = {**BATCH, "lane": "late", "client_seq": 2}
         pending = run.post("/forward_backward_async", late).json()
         assert pending["status"] == "pending"
+        # SQL learns of it a moment later, and must not do so between two looks.
+        until(lambda: run.get("").json()["started_at"] and run.get("/artifacts").json()["data"])
         yield Things(run, step.headers["Signal-Future-Id"], pending["future_id"])
 
 
