@@ -277,6 +277,53 @@ def test_a_crashed_process_comes_back_and_a_killed_supervisor_leaves_nothing(dat
     stacks.down(data_dir)
 
 
+def test_the_next_up_adopts_what_a_killed_supervisor_left_and_mends_it(data_dir, tiny_model):
+    options = ("--model", f"tiny={tiny_model}", "--devices", "cpu:1x1")
+    first = stacks.up(data_dir, *options)
+    folder = Folder(data_dir)
+    run = post(f"{first.base_url}/runs", first.api_key, {"base_model": "tiny"})["run_id"]
+    before = state.read(folder)
+    assert before is not None
+    before.supervisor.signal(signal.SIGKILL)
+    eventually(lambda: not before.supervisor.alive())
+    # It serves without a supervisor, and loses one process meanwhile.
+    assert get(f"{first.base_url}/runs/{run}", bearer(first.api_key))[0] == 200
+    before.processes["projector"].signal(signal.SIGKILL)
+    eventually(lambda: not before.processes["projector"].alive())
+    again = stacks.up(data_dir, *options)
+    after = state.read(folder)
+    assert after is not None
+    assert (again.base_url, again.flower_url) == (first.base_url, first.flower_url)
+    assert after.supervisor != before.supervisor
+    for name in ("redis", "web", "agent", "flower"):
+        assert after.processes[name] == before.processes[name]
+    assert after.processes["projector"] != before.processes["projector"]
+    # What was adopted is mended like any other, web on a new socket at the old address.
+    after.processes["web"].signal(signal.SIGKILL)
+
+    def is_back() -> bool:
+        now = state.read(folder)
+        return now is not None and now.restarts["web"] == 1
+
+    eventually(is_back)
+    eventually(lambda: get(f"{first.base_url}/ready")[0] == 200)
+    assert get(f"{first.base_url}/runs/{run}", bearer(first.api_key))[0] == 200
+    stacks.down(data_dir)
+    assert leftovers.marked(folder) == []
+
+
+def test_an_up_with_other_options_ends_what_was_left(data_dir):
+    first = stacks.up(data_dir, "--devices", "cpu:1x1")
+    before = state.read(Folder(data_dir))
+    assert before is not None
+    before.supervisor.signal(signal.SIGKILL)
+    eventually(lambda: not before.supervisor.alive())
+    again = stacks.up(data_dir, "--devices", "cpu:2x1")
+    assert again.api_key == first.api_key
+    assert not any(process.alive() for process in before.processes.values())
+    stacks.down(data_dir)
+
+
 def test_ctrl_c_stops_all_while_a_long_poll_waits(data_dir, tiny_model):
     command = [stacks.SIGNAL, "up", "--port", "0", "--json", "--data-dir", str(data_dir)]
     command += ["--model", f"tiny={tiny_model}", "--devices", "cpu:1x1"]

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,27 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 # A process that ran this long had started well: its next crash is a new one.
 SETTLED_S = 60.0
 LOG_LIMIT_BYTES = 20_000_000
+UNKNOWN = 255
+
+
+# Names, in a child's environment, the descriptor of the socket that it inherits.
+LISTENER_FD = "SIGNAL_WEB_FD"
 
 
 @dataclass(frozen=True)
 class Service:
-    """What to run. `serves` says whether it is ready; None where running is enough."""
+    """What to run.
+
+    `serves` says whether it is ready; None where running is enough. `listener` gives the descriptor
+    of a listening socket to inherit; it is asked at each start, since an adopted process's own socket
+    cannot be taken over.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     serves: Callable[[], bool] | None = None
-    inherits: tuple[int, ...] = ()
+    listener: Callable[[], int] | None = None
     grace_s: float = 5.0
 
 
@@ -52,6 +62,11 @@ class Child:
     def start(self) -> Process:
         """Starts it in a session of its own, so that a terminal's Ctrl-C reaches the supervisor alone."""
         rotate(self.log)
+        environment = dict(self.service.environment)
+        inherited: tuple[int, ...] = ()
+        if self.service.listener is not None:
+            inherited = (self.service.listener(),)
+            environment[LISTENER_FD] = str(inherited[0])
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             self.popen = subprocess.Popen(
@@ -60,8 +75,8 @@ class Child:
                 stdout=log,
                 stderr=log,
                 cwd=self.working,
-                env=dict(self.service.environment),
-                pass_fds=self.service.inherits,
+                env=environment,
+                pass_fds=inherited,
                 start_new_session=True,
             )
         self.restart_at = None
@@ -71,9 +86,18 @@ class Child:
         assert self.process is not None
         return self.process
 
+    def adopt(self, process: Process, restarts: int) -> None:
+        """Takes over a process that another supervisor started and that lives on."""
+        self.process, self.restarts = process, restarts
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
+        self._started_at = time.monotonic()
+
     def exit_code(self) -> int | None:
-        """The exit status when it has ended; negative for a signal."""
-        return None if self.popen is None else self.popen.poll()
+        """The exit status when it has ended; negative for a signal. UNKNOWN for an adopted process,
+        whose status only its own parent could read."""
+        if self.popen is not None:
+            return self.popen.poll()
+        return None if self.process is None or self.process.alive() else UNKNOWN
 
     def serves(self) -> bool:
         """Whether it is ready."""
@@ -95,16 +119,33 @@ class Child:
     def ask_to_stop(self) -> None:
         """SIGTERM, once."""
         self.restart_at = None
-        if self.popen and self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
+        if self.process and self.exit_code() is None:
+            self.process.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL to it and to whatever it started in its session."""
-        if self.popen is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
+        if self.popen is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+        elif self.process is not None:
+            self.process.kill_group()
+            if Process.of(self.process.pid) is None:
+                # Its pid is nobody's now, so this group holds only what it left behind.
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            wait_for_end([self.process], 5.0)
+
+
+def wait_for_end(processes: Iterable[Process], timeout_s: float) -> list[Process]:
+    """Waits for all to end; returns those that have not in time."""
+    deadline = time.monotonic() + timeout_s
+    left = list(processes)
+    while left := [process for process in left if process.alive()]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    return left
 
 
 def rotate(log: Path) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from web.stack import environment, leftovers, services, state
+from web.stack import environment, leftovers, orphans, services, state
 from web.stack.children import tail
 from web.stack.errors import AlreadyRunsError, StackError
 from web.stack.folder import Folder
@@ -26,8 +26,8 @@ from web.stack.stack import Stack, describe
 
 REPORT_FD = "SIGNAL_REPORT_FD"
 READY_TIMEOUT_S = 240.0
-# The agent may wait 10 s for its workers, and the projector comes after it.
-DOWN_TIMEOUT_S = 45.0
+# The agent may wait for its workers to write snapshots, and the projector comes after it.
+DOWN_TIMEOUT_S = services.AGENT_GRACE_S + 25.0
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -101,14 +101,13 @@ def _read_report(reader: int) -> dict[str, Any] | None:
 def stop(folder: Folder) -> bool:
     """Stops the stack of a data folder, however much of it is left; False when nothing ran."""
     found = state.read(folder)
-    alive = [process for process in (found.everyone() if found else []) if process.alive()]
-    if found and found.supervised():
+    supervised = bool(found and found.supervised())
+    if found and supervised:
         leftovers.end([found.supervisor], grace_s=DOWN_TIMEOUT_S)
-    # Only a supervisor that was killed leaves any of these.
-    swept = leftovers.sweep(folder)
-    leftovers.end(alive, grace_s=1)
+    # Only a supervisor that was killed leaves any.
+    left = orphans.end(folder)
     folder.state.unlink(missing_ok=True)
-    return bool(alive or swept)
+    return supervised or left
 
 
 def main(arguments: list[str], env: Mapping[str, str]) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from gpu_pool.process import Process
+from web.stack.children import wait_for_end
 from web.stack.environment import MARK
 from web.stack.folder import Folder
 
@@ -35,10 +35,10 @@ def end(processes: Iterable[Process], *, grace_s: float) -> list[Process]:
     asked = [process for process in processes if process.alive()]
     for process in asked:
         process.signal(signal.SIGTERM)
-    stubborn = wait(asked, grace_s)
+    stubborn = wait_for_end(asked, grace_s)
     for process in stubborn:
         process.signal(signal.SIGKILL)
-    wait(stubborn, 5)
+    wait_for_end(stubborn, 5)
     return stubborn
 
 
@@ -52,17 +52,6 @@ def sweep(folder: Folder, *, grace_s: float = 3) -> list[Process]:
         found += now
         end(now, grace_s=grace_s)
     return found
-
-
-def wait(processes: Iterable[Process], timeout_s: float) -> list[Process]:
-    """Waits for all to end; returns those that have not in time."""
-    deadline = time.monotonic() + timeout_s
-    left = list(processes)
-    while left := [process for process in left if process.alive()]:
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(0.02)
-    return left
 
 
 def _has(environ: Path, wanted: bytes) -> bool:

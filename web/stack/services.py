@@ -8,14 +8,14 @@ from __future__ import annotations
 import base64
 import http.client
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from web.stack.children import Service
 from web.stack.folder import Folder
 from web.stack.redis_server import find_binary, serves, write_config
 
-WEB_FD = "SIGNAL_WEB_FD"
+AGENT_GRACE_S = 35.0
 
 
 def redis(folder: Folder, environment: Mapping[str, str], port: int) -> Service:
@@ -30,21 +30,21 @@ def redis(folder: Folder, environment: Mapping[str, str], port: int) -> Service:
     )
 
 
-def web(environment: Mapping[str, str], listener: int, base_url: str) -> Service:
+def web(environment: Mapping[str, str], listener: Callable[[], int], base_url: str) -> Service:
     """gunicorn on a socket that the supervisor opened."""
     return Service(
         "web",
         python("gunicorn", "-c", "python:web.stack.gunicorn_conf", "web.wsgi:app"),
-        {**environment, WEB_FD: str(listener)},
+        environment,
         lambda: answers(f"{base_url}/ready"),
-        inherits=(listener,),
+        listener=listener,
         grace_s=5.0,
     )
 
 
 def agent(environment: Mapping[str, str]) -> Service:
-    """The pool's agent; it stops its workers before it ends."""
-    return Service("agent", python("gpu_pool.agent"), environment, grace_s=20.0)
+    """The pool's agent; before it ends its workers finish what runs and write snapshots."""
+    return Service("agent", python("gpu_pool.agent"), environment, grace_s=AGENT_GRACE_S)
 
 
 def projector(environment: Mapping[str, str]) -> Service:

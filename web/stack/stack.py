@@ -16,20 +16,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gpu_pool.process import Process, boot_id
-from web.stack import environment, leftovers, ports, redis_server, services, state
-from web.stack.children import Child
+from web.stack import environment, leftovers, orphans, ports, redis_server, services, state
+from web.stack.children import Child, Service
 from web.stack.errors import AlreadyRunsError, StackError
 from web.stack.folder import Folder, once
 from web.stack.options import Options
 from web.stack.supervisor import Interrupted, Supervisor
+from web.version import VERSION
 
 log = logging.getLogger("signal.stack")
 
 START_TIMEOUT_S = 120.0
 REDIS_ATTEMPTS = 5
 FLOWER_PORT = 5555
-# Web and the agent first: they make work for the others. What they committed is still projected.
-STOPPING = (("web", "agent", "flower"), ("projector",), ("redis",))
 
 
 class Stack:
@@ -45,7 +44,9 @@ class Stack:
         self._supervisor = Supervisor(self.folder, self._record)
         me = Process.of(os.getpid())
         assert me is not None
-        self.state = state.State(me, boot_id(), started_at=time.time())
+        self.state = state.State(
+            me, boot_id(), version=VERSION, host=options.host, started_at=time.time()
+        )
 
     def run(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
         """Starts all, reports once that it serves, keeps it running until a signal, stops all.
@@ -58,17 +59,36 @@ class Stack:
         if held is None:
             raise AlreadyRunsError(f"a stack runs on {self.folder.root} already")
         try:
-            self._record()
-            leftovers.sweep(self.folder)
+            left = self._adoptable()
+            if left is None:
+                orphans.end(self.folder)
             with self._supervisor.listening():
-                self._serve(on_ready)
+                self._serve(on_ready, left)
         finally:
             self.folder.state.unlink(missing_ok=True)
             os.close(held)
 
-    def _serve(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    def _adoptable(self) -> state.State | None:
+        """The stack of a supervisor that was killed, if it is the one that this one would start."""
+        found = state.read(self.folder)
+        if found is None or not found.ready or found.version != VERSION:
+            return None
+        redis_url = found.environment.get("REDIS_URL", "")
+        redis = found.processes.get("redis")
+        given = self._base.get("REDIS_URL")
+        if not (redis.alive() if redis and not given else given == redis_url):
+            return None
+        self._set_environment(redis_url)
+        wanted = (self.options.host, self.options.port or urlsplit(found.base_url).port)
+        there = (found.host, urlsplit(found.base_url).port)
+        return found if wanted == there and found.environment == self.state.environment else None
+
+    def _serve(self, on_ready: Callable[[dict[str, Any]], None], left: state.State | None) -> None:
         try:
-            self._start()
+            if left:
+                self._take_over(left)
+            else:
+                self._start()
             on_ready(describe(self.folder, self.state))
             self._supervisor.loop()
         except Interrupted:
@@ -78,7 +98,7 @@ class Stack:
             self._record()
             if self._listener:
                 self._listener.close()
-            self._supervisor.stop(STOPPING)
+            self._supervisor.stop(orphans.STOPPING)
             # The agent ends its workers; this is for the case that it was killed before it could.
             for process in leftovers.sweep(self.folder):
                 log.warning("ended pid %d, which was left over", process.pid)
@@ -89,14 +109,47 @@ class Stack:
         self.state.base_url = ports.url(self.options.host, port)
         self._start_redis()
         self._prepare()
+        self._offer([self._supervisor.start(service) for service in self._services()])
+
+    def _take_over(self, left: state.State) -> None:
+        """Goes on with the processes that serve already, and starts those that have died since."""
+        self.state.base_url, self.state.flower_url = left.base_url, left.flower_url
+        own = []
+        if "redis" in left.processes:
+            port = urlsplit(self._environment["REDIS_URL"]).port
+            assert port is not None
+            own = [services.redis(self.folder, self._environment, port)]
+        serving = []
+        for service in (*own, *self._services()):
+            process = left.processes.get(service.name)
+            if process is not None and process.alive():
+                restarts = left.restarts.get(service.name, 0)
+                serving.append(self._supervisor.adopt(service, process, restarts))
+            else:
+                serving.append(self._supervisor.start(service))
+        self._prepare()
+        self._offer(serving)
+
+    def _services(self) -> list[Service]:
+        """All but the Redis-protocol server, which comes first."""
         env = self._environment
-        started = [
-            self._supervisor.start(services.web(env, self._listener.fileno(), self.state.base_url)),
-            self._supervisor.start(services.agent(env)),
-            self._supervisor.start(services.projector(env)),
-            *self._start_flower(),
+        return [
+            services.web(env, self._listening, self.state.base_url),
+            services.agent(env),
+            services.projector(env),
+            *self._flower(),
         ]
-        self._supervisor.wait_until_serving(started, START_TIMEOUT_S)
+
+    def _listening(self) -> int:
+        """The socket that web inherits; where web was adopted, opened when web has to start anew."""
+        if self._listener is None:
+            port = urlsplit(self.state.base_url).port
+            assert port is not None
+            self._listener = ports.listen(self.options.host, port)
+        return self._listener.fileno()
+
+    def _offer(self, children: list[Child]) -> None:
+        self._supervisor.wait_until_serving(children, START_TIMEOUT_S)
         self.state.ready = True
         self._record()
 
@@ -145,15 +198,15 @@ class Stack:
         service = services.prepare(self._environment, models)
         self._supervisor.run_to_end(service, START_TIMEOUT_S)
 
-    def _start_flower(self) -> list[Child]:
+    def _flower(self) -> list[Service]:
         if importlib.util.find_spec("flower") is None:
             log.warning("Flower is not installed: no page for operators (pip install flower)")
             return []
-        port = ports.free_port(preferred=FLOWER_PORT)
-        self.state.flower_url = ports.url("127.0.0.1", port)
+        if not self.state.flower_url:
+            port = ports.free_port(preferred=FLOWER_PORT)
+            self.state.flower_url = ports.url("127.0.0.1", port)
         login = self.folder.flower_login.read_text().strip()
-        service = services.flower(self._environment, login, self.state.flower_url)
-        return [self._supervisor.start(service)]
+        return [services.flower(self._environment, login, self.state.flower_url)]
 
     def _identity(self) -> str:
         """Names this data folder in a Redis database that may be shared; it moves with the folder."""

@@ -22,6 +22,8 @@ class State:
 
     supervisor: Process
     boot: str
+    version: str = ""
+    host: str = ""
     base_url: str = ""
     flower_url: str = ""
     ready: bool = False

@@ -106,7 +106,9 @@ def as_text(report: dict[str, Any]) -> str:
         return f"Nothing runs on {report['data_dir']} (start it with `signal up`)."
     lines = [f"{report['base_url']}, data in {report['data_dir']}"]
     if not report["supervised"]:
-        lines.append("The supervisor is gone: nothing is restarted. `signal down` stops the rest.")
+        lines.append(
+            "The supervisor is gone: nothing is restarted. `signal up` takes over, `signal down` stops all."
+        )
     lines += _section("Processes", map(_process_line, report["processes"]))
     lines += _section("Devices", map(_device_line, report["devices"]))
     lines += _section("Runs", map(_run_line, report["runs"]))

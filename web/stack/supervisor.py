@@ -17,7 +17,7 @@ from types import FrameType
 
 from gpu_pool.process import Process
 from gpu_pool.watch import Watcher
-from web.stack.children import Child, Service, rotate
+from web.stack.children import UNKNOWN, Child, Service, rotate
 from web.stack.errors import StackError
 from web.stack.folder import Folder
 
@@ -73,6 +73,16 @@ class Supervisor:
         child = Child(service, self._folder.working, self._folder.log(service.name))
         self.children[service.name] = child
         self._launch(child)
+        return child
+
+    def adopt(self, service: Service, process: Process, restarts: int) -> Child:
+        """Takes over a living process of a supervisor that is gone."""
+        child = Child(service, self._folder.working, self._folder.log(service.name))
+        child.adopt(process, restarts)
+        self.children[service.name] = child
+        self._watcher.watch(process)
+        log.info("adopted %s, pid %d", service.name, process.pid)
+        self._changed()
         return child
 
     def run_to_end(self, service: Service, timeout_s: float) -> None:
@@ -152,7 +162,7 @@ class Supervisor:
         elif time.monotonic() >= child.restart_at:
             try:
                 self._launch(child)
-            except OSError as error:  # no memory or no process left, just now
+            except (OSError, StackError) as error:  # no memory, no process, no port just now
                 child.plan_restart()
                 log.error("%s could not be started: %s", child.service.name, error)
 
@@ -179,6 +189,9 @@ class Supervisor:
 
 
 def _death(child: Child, code: int) -> str:
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+    if code == UNKNOWN:
+        how = "ended"
+    else:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
     words = child.words()
     return f"{child.service.name} {how}" + (f":\n{words}" if words else "")
