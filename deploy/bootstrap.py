@@ -21,7 +21,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "signal-setup"
 CONSTRAINTS = "deploy/constraints.txt"
 TORCH = "2.13.0"
-EXTRAS = "web,worker,embedded,dev"
+EXTRAS = "web,worker,embedded,s3,dev"
 # What decides whether an environment is still right.
 INPUTS = (
     "setup.cfg",
