@@ -16,29 +16,27 @@ import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
+from workers.engine.accumulation import Accumulation
 from workers.engine.adamw import AdamW, AdamWSettings
 from workers.engine.base import Base
 from workers.engine.batch import Batch, make_batch
 from workers.engine.export import export_adapter
 from workers.engine.logprob import token_logprobs
 from workers.engine.lora import Adapter, LoraSpec
-from workers.engine.losses import Loss, Reduction, resolve_loss
+from workers.engine.losses import Loss, resolve_loss
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
+from workers.engine.state import (
+    GRADIENT,
+    WEIGHTS,
+    Part,
+    TrainerState,
+    check_names,
+    check_tensors,
+    copies,
+)
 
 if TYPE_CHECKING:
     from workers.text.rows import Row
-
-
-class _Accumulation:
-    """Sum of gradients [P] since the last optimizer step, with the weight that a mean is divided by."""
-
-    def __init__(self, gradient: Tensor, weight: float, reduction: Reduction, calls: int) -> None:
-        self.gradient, self.weight, self.reduction, self.calls = gradient, weight, reduction, calls
-
-    @property
-    def divisor(self) -> float:
-        """What the sum is divided by before it is applied."""
-        return self.weight if self.reduction == "mean" else 1.0
 
 
 class Trainer:
@@ -56,7 +54,7 @@ class Trainer:
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
         self.adapter = Adapter(lora, base.decoder.layers)
         self.optimizer = AdamW(self.adapter.master)
-        self._accumulation: _Accumulation | None = None
+        self._accumulation: Accumulation | None = None
 
     @property
     def step(self) -> int:
@@ -106,7 +104,7 @@ class Trainer:
                 param="batch_data",
             )
         loss_sum, gradient, norm = self._gradient(batch, loss)
-        new = _Accumulation(gradient, batch.total_weight, loss.reduction, 1)
+        new = Accumulation(gradient, batch.total_weight, loss.reduction, 1)
         result = {
             "loss": loss_sum
             / (batch.total_weight if loss.reduction == "mean" else batch.num_tokens),
@@ -116,7 +114,7 @@ class Trainer:
             "metrics": {},
             "step": self.step,
         }
-        self._accumulation = new if earlier is None else _joined(earlier, new)
+        self._accumulation = new if earlier is None else earlier.joined(new)
         return result
 
     def _gradient(self, batch: Batch, loss: Loss) -> tuple[float, Tensor, float]:
@@ -189,11 +187,51 @@ class Trainer:
         """Write the adapter to `folder` as a plain PEFT one; the files written."""
         return export_adapter(self.adapter, folder, base_model_name)
 
+    def capture(self) -> TrainerState:
+        """A copy of everything that later operations depend on; milliseconds, and nothing is changed."""
+        adapter, optimizer = self.adapter.state(), self.optimizer.state()
+        tensors = adapter.tensors | optimizer.tensors
+        accumulation = None
+        if self._accumulation is not None:
+            gradient, accumulation = self._accumulation.state()
+            tensors |= gradient
+        facts = {
+            "layout": adapter.facts,
+            "optimizer": optimizer.facts,
+            "accumulation": accumulation,
+        }
+        return TrainerState(copies(tensors), facts)
 
-def _joined(earlier: _Accumulation, new: _Accumulation) -> _Accumulation:
-    return _Accumulation(
-        earlier.gradient.add_(new.gradient),
-        earlier.weight + new.weight,
-        new.reduction,
-        earlier.calls + 1,
-    )
+    def restore(self, state: TrainerState) -> None:
+        """Become what was captured; everything after is bit for bit as if it had gone on from there.
+
+        Raises SignalError state_mismatch, with nothing changed, that names the tensor or the fact which
+        is not this run's.
+        """
+        accumulation = self._accepted(state)
+        self.adapter.load(Part(state.tensors, state.facts["layout"]))
+        self.optimizer.load(Part(state.tensors, state.facts["optimizer"]))
+        self._accumulation = accumulation
+
+    def _accepted(self, state: TrainerState) -> Accumulation | None:
+        """Checks all of `state`; its accumulation in memory of this run."""
+        facts = state.facts
+        check_names(facts, dict.fromkeys(("layout", "optimizer", "accumulation")), "the fact")
+        self.adapter.check(facts["layout"])
+        self.optimizer.check(facts["optimizer"])
+        expected = self.adapter.state().tensors | self.optimizer.state().tensors
+        if facts["accumulation"] is None:
+            check_tensors(state.tensors, expected)
+            return None
+        check_tensors(state.tensors, expected | {GRADIENT: self.adapter.master})
+        return Accumulation.of(Part(state.tensors, facts["accumulation"]), self.base.device)
+
+    def restore_weights(self, weights: Tensor) -> None:
+        """Begin anew from these master weights [P] (of `Adapter.flat`): no moments, no steps, no gradients.
+
+        Raises SignalError state_mismatch with nothing changed.
+        """
+        check_tensors({WEIGHTS: weights}, self.adapter.state().tensors)
+        self.adapter.load(Part({WEIGHTS: weights}, self.adapter.layout))
+        self.optimizer.reset()
+        self._accumulation = None
