@@ -23,6 +23,7 @@ from rewardsignal._operations import Batch, Prompts
 from rewardsignal._schemas import (
     MAX_OPERATIONS,
     ForwardBackwardResult,
+    LoadStateResult,
     OptimStepOptions,
     OptimStepResult,
     SampleOptions,
@@ -70,6 +71,12 @@ class Pipeline:
     ) -> APIFuture[SaveStateResult]:
         """Add a `save_state`."""
         return self._add("save_state", bodies.save_state(name, mode))
+
+    def load_state(
+        self, artifact: str, *, run_id: str | None = None, optimizer: bool = True
+    ) -> APIFuture[LoadStateResult]:
+        """Add a `load_state`."""
+        return self._add("load_state", bodies.load_state(artifact, run_id, optimizer))
 
     def flush(self) -> None:
         """Send what is collected. Raises what the server refused."""

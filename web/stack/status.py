@@ -55,7 +55,7 @@ def _processes(found: state.State) -> dict[str, Any]:
 def _pool(settings: Settings) -> dict[str, Any]:
     try:
         with closing(Database(settings.database_url)) as db, db.reading() as session:
-            pool = leases.describe(session)
+            pool = overview.describe(session)
     except SQLAlchemyError as error:
         return {"devices": [], "queued": [], "database_error": str(error)}
     return {"devices": _plain(pool["slots"]), "queued": _plain(pool["queued"])}
@@ -64,7 +64,7 @@ def _pool(settings: Settings) -> dict[str, Any]:
 def _journals(settings: Settings) -> dict[str, Any]:
     redis = connect(settings.redis_url)
     try:
-        journal = Journal(redis, open_storage(settings.data_dir), settings)
+        journal = Journal(redis, open_storage(settings), settings)
         run_ids = journal.open_runs()
         runs = [_run(redis, head) for head in journal.heads(run_ids) if head is not None]
         return {"runs": runs, "redis_bytes": redis.info("memory")["used_memory"]}

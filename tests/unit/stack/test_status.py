@@ -33,7 +33,7 @@ RUNNING = {
 def test_status_for_people():
     assert as_text(RUNNING).splitlines() == [
         "http://127.0.0.1:8000, data in /data",
-        "The supervisor is gone: nothing is restarted. `signal down` stops the rest.",
+        "The supervisor is gone: nothing is restarted. `signal up` takes over, `signal down` stops all.",
         "Processes:",
         "  web        pid 7, dead, restarted 2 times",
         "Devices:",
