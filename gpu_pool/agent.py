@@ -138,7 +138,7 @@ class Agent:
         self._attempt("leasing", self._lease)
         for name, keeper in self._keepers.items():
             self._attempt(f"slot {name}" if name else "the spare worker", keeper.step)
-        self._attempt("spare workers", self._spares.start)
+        self._attempt("spare workers", self._start_spares)
         self._attempt("idle runs", self._pause_idle)
         self._attempt("overdue operations", self._sweep)
 
@@ -196,6 +196,11 @@ class Agent:
         warm = {name: keeper.warm_worker() for name, keeper in self._slots.items()}
         with self._database.writing() as session:
             return grants.acquire(session, self._settings.host_name, among=waiting, warm=warm)
+
+    def _start_spares(self) -> None:
+        # A slot that is only just free may be wanted in the next moment, by the run that was there.
+        if not self._settlements.due:
+            self._spares.start()
 
     def _pause_idle(self) -> None:
         """Frees slots of runs that have had nothing to do for long."""

@@ -50,6 +50,11 @@ class Settlements:
         """Ends a lease. The first word on a lease counts."""
         self._due.setdefault(lease.id, _Settlement(lease, parting))
 
+    @property
+    def due(self) -> bool:
+        """True while a lease is still to be settled."""
+        return bool(self._due)
+
     def forget(self, node: str) -> None:
         """Removes what a dead worker left in Redis."""
         self._nodes.add(node)

@@ -25,7 +25,6 @@ from schemas.service import ErrorEnvelope
 from web.answers import json_answer
 from web.middleware import request_id
 from workers.storage import StorageAway
-from workers.storage import StorageAway
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,6 @@ def as_signal_error(error: BaseException) -> SignalError:
         return _from_sql(error)
     if isinstance(error, kombu.exceptions.OperationalError | StorageAway):
         return SignalError("unavailable")
-    if isinstance(error, StorageAway):
-        return SignalError("unavailable", "The server's storage cannot be reached.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SignalError("storage_full")
     return SignalError("internal_error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -35,6 +36,39 @@ from workers.queue import keys
 # Snapshots and trims as often as a run of fifty steps needs to see many of them.
 SETTINGS = {"SIGNAL_SNAPSHOT_SHARE": "0.3", "SIGNAL_SNAPSHOT_OPERATIONS": "12"}
 DEVICES = "cpu:2x1"
+# Longer than a process of the stack takes to be started again.
+PATIENCE_S = 40.0
+
+
+class PatientApi(Api):
+    """A client that repeats what was not answered, as the SDK does: under the same Idempotency-Key."""
+
+    def get(self, path: str, **kwargs: Any) -> httpx2.Response:
+        """GET."""
+        return self._answered(lambda: super(PatientApi, self).get(path, **kwargs))
+
+    def post(self, path: str, json: Any = None, **kwargs: Any) -> httpx2.Response:
+        """POST."""
+        headers = {"Idempotency-Key": secrets.token_hex(12), **kwargs.pop("headers", {})}
+        return self._answered(
+            lambda: super(PatientApi, self).post(path, json, headers=headers, **kwargs)
+        )
+
+    def delete(self, path: str) -> httpx2.Response:
+        """DELETE."""
+        return self._answered(lambda: super(PatientApi, self).delete(path))
+
+    def _answered(self, ask: Callable[[], httpx2.Response]) -> httpx2.Response:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                answer = ask()
+                if answer.status_code != 503 or time.monotonic() > deadline:
+                    return answer
+            except httpx2.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -187,7 +221,7 @@ def chaos_stack(
     try:
         options = ("--model", f"tiny={model}", "--devices", devices)
         stack = stacks.up(data_dir, *options, env=settings)
-        with Inside(stack) as inside, Api(stack) as api:
+        with Inside(stack) as inside, PatientApi(stack) as api:
             yield Chaos(stack, api, inside, points, options, settings)
     finally:
         points.clear()

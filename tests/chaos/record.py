@@ -53,8 +53,9 @@ def live(chaos: Chaos, aside: Path) -> dict[str, Any]:
     operations = course(STEPS)
     results = chaos.train(run, operations=operations)
     snapshots = chaos.stack.data_dir / "store" / "runs" / run.id / "snapshots"
-    first = until(lambda: min(snapshots.glob("*/manifest.json"), default=None)).parent
-    shutil.copytree(first, aside / "runs" / run.id / "snapshots" / first.name)
+    # Not the newest: something must be left to replay.
+    found = until(lambda: sorted(path.parent for path in snapshots.glob("*/manifest.json"))[-2:])
+    shutil.copytree(found[0], aside / "runs" / run.id / "snapshots" / found[0].name)
     certificate = chaos.certificate(run)
     config = run.get().json()["config"]
     run.ok("/complete", {"save": False})

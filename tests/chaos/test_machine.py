@@ -173,8 +173,16 @@ class Machine(RuleBasedStateMachine):
         (pair,) = self.active
         self.chaos.await_status(pair.run, "ready")
         before = pair.run.get().json()["device"]["slot"]
-        answer = pair.run.post("/migrate")
-        assert answer.status_code in (200, 202), answer.text
+
+        def asked() -> bool:
+            """The slot of a run that has just ended or paused becomes free a moment later."""
+            answer = pair.run.post("/migrate")
+            if answer.status_code == 409 and answer.json()["error"]["code"] == "no_other_device":
+                return False
+            assert answer.status_code in (200, 202), answer.text
+            return True
+
+        until(asked, 20)
 
         def moved() -> bool | None:
             state = pair.run.get().json()

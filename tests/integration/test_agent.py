@@ -5,7 +5,6 @@ One agent with two CPU slots serves the module. What happens when something dies
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
@@ -35,13 +34,6 @@ def host(shared: Host) -> Iterator[Host]:
     for run_id in shared.journal.open_runs():
         shared.journal.close(run_id, "cancelled")
     shared.await_free()
-
-
-@pytest.fixture
-def own_host(tmp_path: Path) -> Iterator[Host]:
-    """A host with one slot that the test may break; its agent is still to be started."""
-    with running_host(tmp_path / "data folder", slots=1) as host:
-        yield host
 
 
 def test_a_run_gets_a_worker_and_trains(host: Host) -> None:
@@ -116,30 +108,6 @@ def test_a_lost_doorbell_is_rung_again(host: Host) -> None:
     assert time.monotonic() - began < 5.0
 
 
-@pytest.mark.parametrize("victim", ["parent", "child"])
-def test_a_killed_worker_fails_its_run_and_nothing_else(host: Host, victim: str) -> None:
-    struck, other = host.create_run(), host.create_run()
-    head = host.await_ready(struck)
-    host.await_ready(other)
-    pids = pids_of(host, head)
-    number = forward_backward(host, struck, silently=True)
-    os.kill(pids[0 if victim == "parent" else 1], signal.SIGKILL)
-    began = time.monotonic()
-    closed = host.await_closed(struck)
-    assert time.monotonic() - began < 2.0
-    assert closed.closed == "failed"
-    assert closed.close_error is not None
-    assert closed.close_error["code"] == "worker_lost"
-    ended = host.finished(struck, number)
-    assert ended.error is not None
-    assert ended.error["code"] == "worker_lost"
-    until(lambda: not alive(pids))
-    assert host.finished(other, forward_backward(host, other)).status == "completed"
-    next_run = host.create_run()
-    host.await_ready(next_run)
-    assert host.broker_keys(struck) == []
-
-
 def test_a_model_that_cannot_be_loaded_fails_the_run_with_the_reason(host: Host) -> None:
     run_id = host.create_run(base_model="no-such-model")
     closed = host.await_closed(run_id)
@@ -150,7 +118,7 @@ def test_a_model_that_cannot_be_loaded_fails_the_run_with_the_reason(host: Host)
 
 
 def test_only_one_agent_serves_a_data_folder(host: Host) -> None:
-    until(lambda: len(host.reports()) == 2)
+    until(lambda: host.reports())
     first = host.agent
     assert first is not None
     host.start_agent()
@@ -174,67 +142,73 @@ def test_an_absent_redis_costs_no_lease(host: Host) -> None:
     host.await_ready(host.create_run())
 
 
-def test_a_worker_killed_while_redis_is_away_is_told_later(host: Host) -> None:
+def test_a_paused_run_frees_its_slot_and_comes_back(host: Host) -> None:
     run_id = host.create_run()
-    pids = pids_of(host, host.await_ready(run_id))
-    host.valkey.kill()
-    os.kill(pids[1], signal.SIGKILL)
-    until(lambda: not alive(pids), 5.0)
-    host.valkey.start()
-    closed = host.await_closed(run_id)
-    assert closed.close_error is not None
-    assert closed.close_error["code"] == "worker_lost"
+    host.await_ready(run_id)
+    before = host.train(run_id, 1, 2)
+    assert host.journal.hold(run_id, "paused", {"reason": "user"})
+    host.await_free()
+    until(lambda: host.request(run_id).state == "paused")
+    assert host.happened(run_id, "paused") == [{"reason": "user"}]
+    assert (host.head(run_id).worker, host.head(run_id).worker_state) == ("", "")
+    time.sleep(1.0)
+    assert host.slots() == [("free", None)] * 2
+    assert host.journal.release(run_id, "paused")
+    assert host.await_ready(run_id, after=1).epoch == 2
+    assert [one["seq"] for one in before + host.train(run_id, 3, 3)] == list(range(1, 7))
+    # It was snapshotted when it was paused, so nothing had to be done again.
+    (rebuilt,) = host.happened(run_id, "rebuilt")
+    assert (rebuilt["from_seq"], rebuilt["to_seq"], rebuilt["compared"]) == (4, 4, 0)
+    assert host.happened(run_id, "worker_lost") == []
+    assert host.reasons(run_id) == ["paused", None]
 
 
-def test_a_worker_that_dies_at_its_start_fails_the_run_with_its_last_words(own_host: Host) -> None:
-    # Celery itself imports from the working folder, which is why that is an empty one of ours.
-    broken = own_host.folder / "run" / "empty" / "workers.py"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("raise RuntimeError('broken on purpose')\n")
-    own_host.start_agent()
-    closed = own_host.await_closed(own_host.create_run())
-    assert closed.close_error is not None
-    assert closed.close_error["code"] == "worker_start_failed"
-    assert "broken on purpose" in closed.close_error["message"]
-    broken.unlink()
-    own_host.await_ready(own_host.create_run())
+def test_a_run_that_is_paused_while_it_waits_lets_others_pass(host: Host) -> None:
+    runs = [host.create_run() for _ in range(4)]
+    for run_id in runs[:2]:
+        host.await_ready(run_id)
+    host.journal.hold(runs[2], "paused", {"reason": "user"})
+    until(lambda: host.request(runs[2]).state == "paused")
+    host.journal.close(runs[0], "cancelled")
+    host.await_ready(runs[3])
+    host.journal.close(runs[1], "cancelled")
+    host.await_free_slots(1)
+    host.journal.release(runs[2], "paused")
+    assert host.await_ready(runs[2]).epoch == 1
 
 
-def test_sigterm_leaves_no_process_and_frees_the_slots(own_host: Host) -> None:
-    own_host.start_agent()
-    run_id = own_host.create_run()
-    head = own_host.await_ready(run_id)
-    until(lambda: len(own_host.reports()) == 1)
-    pids = [int(r[name]) for r in own_host.reports().values() for name in ("pid", "parent_pid")]
-    assert own_host.stop_agent() == 0
-    assert alive(pids) == []
-    assert own_host.slots() == [("down", None)]
-    assert own_host.head(run_id).closed == "failed"
-    assert own_host.reports() == {}
-    assert own_host.broker_keys(run_id) == []
-    assert head.worker
+def test_a_paused_run_that_is_cancelled_is_cleared_away(host: Host) -> None:
+    run_id = host.create_run()
+    host.await_ready(run_id)
+    host.journal.hold(run_id, "paused", {"reason": "user"})
+    until(lambda: host.request(run_id).state == "paused")
+    host.journal.close(run_id, "cancelled")
+    until(lambda: host.request(run_id).state == "ended")
+    assert host.redis.ttl(keys.prefix(run_id) + "head") > 0
 
 
-def test_the_next_agent_ends_what_a_killed_one_left(own_host: Host) -> None:
-    own_host.start_agent()
-    run_id = own_host.create_run()
-    pids = pids_of(own_host, own_host.await_ready(run_id))
-    own_host.stop_agent(signal.SIGKILL)
-    # Workers outlive their agent: the run goes on as long as nobody takes over.
-    assert own_host.finished(run_id, forward_backward(own_host, run_id)).status == "completed"
-    own_host.start_agent()
-    closed = own_host.await_closed(run_id)
-    assert closed.close_error is not None
-    assert closed.close_error["code"] == "worker_lost"
-    until(lambda: not alive(pids))
-    own_host.await_ready(own_host.create_run())
+def test_a_run_moves_to_another_slot(host: Host) -> None:
+    run_id = host.create_run()
+    head = host.await_ready(run_id)
+    assert head.device is not None
+    host.train(run_id, 1, 2)
+    left = head.device["slot"]
+    host.journal.move(run_id, f"here/{left}")
+    moved = host.await_ready(run_id, after=1)
+    assert moved.device is not None
+    assert moved.device["slot"] != left
+    assert moved.move == ""
+    assert host.happened(run_id, "moved") == [{"from": f"here/{left}"}]
+    assert host.train(run_id, 3, 3)[1]["step"] == 3
+    assert host.reasons(run_id) == ["moved", None]
 
 
-def test_a_worker_that_cannot_be_started_at_all_fails_the_run(own_host: Host) -> None:
-    (own_host.folder / "logs").write_text("a file where the folder of logs should be")
-    own_host.start_agent()
-    closed = own_host.await_closed(own_host.create_run())
-    assert closed.close_error is not None
-    assert closed.close_error["code"] == "worker_start_failed"
-    (own_host.folder / "logs").unlink()
-    own_host.await_ready(own_host.create_run())
+def test_holds_that_wait_for_the_owner_keep_the_worker(host: Host) -> None:
+    run_id = host.create_run()
+    host.await_ready(run_id)
+    assert host.journal.hold(run_id, "mismatch", {"seq": 1})
+    time.sleep(1.5)
+    assert ("leased", run_id) in host.slots()
+    assert host.journal.release(run_id, "mismatch")
+    assert host.finished(run_id, forward_backward(host, run_id)).status == "completed"
+    assert host.head(run_id).epoch == 1

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
+from sqlalchemy import select
 
-import gpu_pool.tables  # noqa: F401 - registers the tables
 from gpu_pool import leases, overview
 from gpu_pool.database import Base, Database
 from gpu_pool.process import Process
+from gpu_pool.tables import LeaseRequest, LeaseRow
 from tests.support.tiny import make_tiny_model
 from tests.support.valkey import Valkey, running_valkey, settings_for
 from workers.queue import keys
@@ -60,24 +61,25 @@ class Host:
         self.redis, self.app = connect(valkey.url), make_app(self.settings)
         self.journal = Journal(self.redis, open_storage(self.settings), self.settings)
         self.agent: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
         self._runs = 0
 
-    def start_agent(self) -> None:
-        """Starts the agent as `signal up` does."""
+    def start_agent(self, *before: str) -> None:
+        """Starts the agent as `signal up` does; `before` is a command that becomes the agent."""
         env = {
             **os.environ, "SIGNAL_DATA_DIR": str(self.folder), "REDIS_URL": self.valkey.url,
             "SIGNAL_SECRET": "test-secret", "SIGNAL_DEVICES": self.devices, "SIGNAL_HOST_NAME": "here",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment,
         }  # fmt: skip
         with (self.folder / "agent.log").open("ab") as log:
-            command = [sys.executable, "-P", "-m", "gpu_pool.agent"]
+            command = [*before, sys.executable, "-P", "-m", "gpu_pool.agent"]
             self.agent = subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
     def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status."""
         assert self.agent is not None
         self.agent.send_signal(number)
-        return self.agent.wait(30)
+        return self.agent.wait(40)
 
     def create_run(self, **config: Any) -> str:
         """A new run, as the web tier makes it: the journal inside the transaction."""
@@ -108,13 +110,60 @@ class Host:
 
         return until(look)
 
+    def result(self, run_id: str, number: int) -> dict[str, Any]:
+        """The result of an operation that must succeed, once it has ended."""
+        entry = self.finished(run_id, number)
+        assert entry.status == "completed", entry
+        found: dict[str, Any] = json.loads(self.journal.result(entry) or b"")
+        return found
+
+    def train(self, run_id: str, first: int, last: int) -> list[dict[str, Any]]:
+        """The numbers of steps `first` to `last`, each on rows of its own."""
+        numbers = []
+        for step in range(first, last + 1):
+            numbers.append(forward_backward(self, run_id, length=8 + step))
+            numbers.append(self.submit(run_id, "optim_step", on_error="fail"))
+        results = [self.result(run_id, number) for number in numbers]
+        kept = ("seq", "loss", "loss_sum", "grad_norm", "step")
+        return [{name: one[name] for name in kept if name in one} for one in results]
+
+    def events(self, run_id: str) -> list[tuple[str, dict[str, Any]]]:
+        """What happened to a run, but for its commits."""
+        stream: Any = self.redis.xrange(keys.COMMITS)
+        found = []
+        for _, row in stream:
+            if row[b"run"].decode() == run_id and row[b"type"] != b"commit":
+                found.append((row[b"type"].decode(), json.loads(row.get(b"data") or b"{}")))
+        return found
+
+    def happened(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        return [data for name, data in self.events(run_id) if name == kind]
+
+    def request(self, run_id: str) -> LeaseRequest:
+        """The run's request in SQL."""
+        with self.database.reading() as session:
+            return session.scalars(select(LeaseRequest).where(LeaseRequest.run_id == run_id)).one()
+
+    def reasons(self, run_id: str) -> list[str | None]:
+        """Why the run's leases ended, in order; None for an open one."""
+        query = select(LeaseRow.reason).where(LeaseRow.run_id == run_id).order_by(LeaseRow.epoch)
+        with self.database.reading() as session:
+            return list(session.scalars(query))
+
     def head(self, run_id: str) -> Head:
         head = self.journal.head(run_id)
         assert head is not None
         return head
 
-    def await_ready(self, run_id: str) -> Head:
-        until(lambda: self.head(run_id).worker_state == "ready" or self.head(run_id).closed)
+    def await_ready(self, run_id: str, after: int = 0) -> Head:
+        """The head of a run that is ready, under an epoch above `after`."""
+
+        def look() -> bool:
+            head = self.head(run_id)
+            return bool(head.closed) or (head.worker_state == "ready" and head.epoch > after)
+
+        until(look)
         assert not self.head(run_id).closed, self.head(run_id).close_error
         return self.head(run_id)
 
@@ -129,7 +178,12 @@ class Host:
         return [(slot["state"], slot["run_id"]) for slot in shown]
 
     def await_free(self) -> None:
+        """Waits until no slot is leased."""
         until(lambda: {run_id for _, run_id in self.slots()} == {None})
+
+    def await_free_slots(self, count: int) -> None:
+        """Waits until so many slots are free."""
+        until(lambda: sum(run_id is None for _, run_id in self.slots()) == count)
 
     def reports(self) -> dict[str, dict[str, str]]:
         """What the workers say of themselves, by node."""
@@ -172,6 +226,7 @@ def running_host(folder: Path, slots: int) -> Iterator[Host]:
 
 
 def rows(*lengths: int) -> dict[str, Any]:
+    """Token rows of these lengths, as the web tier packs them."""
     total = sum(lengths)
     tokens = (np.arange(total) % 200 + 5).astype("<i4")
     return {
@@ -182,16 +237,28 @@ def rows(*lengths: int) -> dict[str, Any]:
     }
 
 
-def forward_backward(host: Host, run_id: str, *, silently: bool = False) -> int:
+def forward_backward(host: Host, run_id: str, *, silently: bool = False, length: int = 16) -> int:
+    """Submits one on two rows; its entry number."""
     body: dict[str, Any] = {"loss_fn": "causal_lm", "loss_kwargs": {}, "accumulate": False}
-    return host.submit(run_id, "forward_backward", silently=silently, **body, rows=rows(16, 12))
+    return host.submit(run_id, "forward_backward", silently=silently, **body, rows=rows(length, 12))
+
+
+def sample(host: Host, run_id: str, tokens: int) -> int:
+    """Submits a sample that takes a while; its entry number."""
+    body: dict[str, Any] = {
+        "prompts": [[5, 6, 7]], "n": 1, "max_tokens": tokens, "temperature": 1.0, "top_p": 1.0,
+        "top_k": 0, "stop_strings": [], "stop_token_ids": [], "seed": 1, "logprobs": False,
+    }  # fmt: skip
+    return host.submit(run_id, "sample", **body)
 
 
 def pids_of(host: Host, head: Head) -> tuple[int, int]:
+    """Parent and child of the worker that has the run."""
     report = host.reports()[head.worker]
     return int(report["parent_pid"]), int(report["pid"])
 
 
 def alive(pids: Sequence[int]) -> list[int]:
+    """Those of the processes that live."""
     found = [Process.of(pid) for pid in pids]
     return [process.pid for process in found if process is not None and process.alive()]

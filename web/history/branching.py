@@ -66,4 +66,11 @@ def replay(run_id: str, row: RunRow, head: Head | None) -> Draft:
 
 
 def _origin(row: RunRow, seq: int) -> dict[str, Any]:
-    return {"run_id": row.run_id, "seq": seq, "artifact": None, "optimizer": True}
+    settings = {name: row.config[name] for name in ("learning_rate", "weight_decay")}
+    return {
+        "run_id": row.run_id,
+        "seq": seq,
+        "artifact": None,
+        "optimizer": True,
+        "settings": settings,
+    }

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpu_pool import leases
+from gpu_pool import overview
 from gpu_pool.database import Database
 from web.stack import state
 from web.stack.accounts import settings_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from schemas.errors import SignalError
@@ -67,7 +68,11 @@ def _originate(session: Session, rebuilder: Rebuilder, origin: dict[str, Any]) -
         return
     source = Source(origin["run_id"], int(origin["seq"]))
     found = rebuilder.restore(source.run_id, source.upto, oldest=origin.get("from") == "oldest")
+    own = session.trainer.settings
+    # What was done there was done by that run's settings; a branch may have others.
+    session.trainer.settings = replace(own, **origin.get("settings", {}))
     rebuilder.replay(source, found)
+    session.trainer.settings = own
     # The seqs of the other run mean nothing in this one.
     session.primitives.state_seq = 0
     if found.mismatch is not None:

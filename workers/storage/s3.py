@@ -168,7 +168,10 @@ class S3Storage:
 
         Ours is the manifest, so the other one has failed or will.
         """
-        found = {one["Key"]: one["ETag"] for one in self._objects(base)}
+        try:
+            found = {one["Key"]: one["ETag"] for one in self._objects(base)}
+        except StorageAway:
+            return  # all is stored, and nothing says that anybody was here
         for name in sent:
             if found.get(name) != sent[name]:
                 uploader.replace(name, paths[name])

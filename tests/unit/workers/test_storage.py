@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from schemas.errors import SignalError
 from tests.support.storage_contract import StorageContract, folder_of, keys_of
 from tests.support.valkey import settings_for
-from workers.storage import LocalStorage, aside, open_storage
+from workers.storage import LocalStorage, open_storage
 
 Broken = Callable[[object, str, Callable[[], None]], None]
 
@@ -86,7 +87,7 @@ def test_a_write_that_fails_leaves_no_file(
     if owner is not Path:
         broken(owner, name, lambda: storage.write("key", b"new"))
     assert storage.read("key") == b"old"
-    assert storage.list("new") == left_aside(storage) == []
+    assert storage.list("new") == [] and left_aside(storage) == []
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (os, "fsync"), (os, "rename")])
@@ -170,7 +171,7 @@ def test_a_folder_that_is_not_locked_yet_is_never_seen(
                 (storage.root / ".aside" / "gate").open("rb") as gate,
                 pytest.raises(BlockingIOError),
             ):
-                aside.fcntl.flock(gate, aside.fcntl.LOCK_EX | aside.fcntl.LOCK_NB)
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
             seen.append(True)
         return made
 
