@@ -28,6 +28,8 @@ from web.runs.facts import erased
 from workers.queue import keys
 
 PATIENCE_S = 15.0
+# A run that has begun from this one needs so long at most, unless it waits for a device.
+READERS_S = 3.0
 _LOOK_AGAIN_S = 0.05
 _PAGE = 1000
 
@@ -39,7 +41,7 @@ def erase_run(run_id: str) -> None:
     has not let go of it (what was begun is then gone on with by the next request).
     """
     s = services()
-    if not _within(PATIENCE_S, lambda: not _readers(run_id)):
+    if not _within(READERS_S, lambda: not _readers(run_id)):
         raise SignalError("run_in_use")
     s.journal.close(run_id, "cancelled")
     runs().note_closed(run_id, "cancelled", None)

@@ -39,7 +39,7 @@ def save_adapter(
     existing = _stored(storage, key)
     if existing is not None:
         return _same_operation(existing, name, facts["seq"])
-    folder = storage.scratch()
+    folder = storage.scratch(trainer.adapter.master.nbytes)
     try:
         trainer.export_adapter(folder, facts["base_model"])
         if mode == "state":

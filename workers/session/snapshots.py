@@ -69,7 +69,7 @@ class Snapshots:
         """
         key = new_snapshot_key(self.run_id, facts["seq"], facts["epoch"])
         with full_disk_is_named():
-            folder = self.storage.scratch()
+            folder = self.storage.scratch(sum(tensor.nbytes for tensor in state.tensors.values()))
             try:
                 files = self._fill(folder, state, facts)
                 return self._place(key, folder, files)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from schemas.errors import SignalError
 
+RESERVE_BYTES = 256 * 1024 * 1024
 _GATE, _ALIVE = "gate", "alive"
 
 
@@ -39,10 +40,16 @@ class Aside:
                 self._own = self._make()
             return self._own
 
-    def scratch(self) -> Path:
-        """A new empty folder; what dead processes left is removed first."""
+    def scratch(self, room: int = 0) -> Path:
+        """A new empty folder; what dead processes left is removed first.
+
+        Raises SignalError storage_full when the disk has no place for `room` bytes and a reserve.
+        """
         with full_disk_is_named():
             self.sweep()
+            make_folders(self.root)
+            if room > 0:
+                _check_room(self.root, room)
             return Path(tempfile.mkdtemp(dir=self.folder()))
 
     def name(self) -> Path:
@@ -76,6 +83,14 @@ class Aside:
             yield
         finally:
             os.close(descriptor)
+
+
+def _check_room(folder: Path, room: int) -> None:
+    # A snapshot that is begun and fails takes the last bytes for a moment, and with them those of the
+    # Redis-protocol server's append-only file, which lies on the same disk.
+    disk = shutil.disk_usage(folder)
+    if disk.free < room + min(RESERVE_BYTES, disk.total // 50):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _let_go(descriptor: int, own: Path, pid: int) -> None:

@@ -100,9 +100,9 @@ class LocalStorage:
             with suppress(*_NOT_THERE):
                 path.unlink()
 
-    def scratch(self) -> Path:
+    def scratch(self, room: int = 0) -> Path:
         """See `Storage.scratch`."""
-        return self._aside.scratch()
+        return self._aside.scratch(room)
 
     def _delete_folder(self, path: Path) -> None:
         try:

@@ -63,8 +63,10 @@ class Storage(Protocol):
         Manifests go first, so that no reader takes what is left of a folder for the folder.
         """
 
-    def scratch(self) -> Path:
-        """A new empty folder on a local disk from which `put_folder` is cheap.
+    def scratch(self, room: int = 0) -> Path:
+        """A new empty folder on a local disk, with room for so many bytes, from which `put_folder` is cheap.
+
+        Raises SignalError storage_full when there is no such room.
 
         The caller removes it if it is unused; those of processes that died are removed by later calls.
         """

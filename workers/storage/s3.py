@@ -149,9 +149,9 @@ class S3Storage:
         """See `Storage.delete`."""
         delete_folder(self._client(), self.bucket, self._name(prefix))
 
-    def scratch(self) -> Path:
+    def scratch(self, room: int = 0) -> Path:
         """See `Storage.scratch`."""
-        return self._aside.scratch()
+        return self._aside.scratch(room)
 
     def _make_room(self, key: str, manifest: str) -> None:
         """Removes what a writer left that died; refuses a folder that is whole."""
