@@ -17,6 +17,7 @@ from web.stack.accounts import settings_of
 from web.stack.folder import Folder
 from workers.queue import keys
 from workers.queue.journal import Journal, connect
+from workers.queue.records import Head
 from workers.settings import Settings
 from workers.storage import open_storage
 
@@ -66,7 +67,8 @@ def _journals(settings: Settings) -> dict[str, Any]:
     try:
         journal = Journal(redis, open_storage(settings), settings)
         run_ids = journal.open_runs()
-        runs = [_run(redis, head) for head in journal.heads(run_ids) if head is not None]
+        bound = settings.max_unsealed_bytes
+        runs = [_run(redis, head, bound) for head in journal.heads(run_ids) if head is not None]
         return {"runs": runs, "redis_bytes": redis.info("memory")["used_memory"]}
     except (RedisError, OSError) as error:
         return {"runs": [], "redis_error": str(error)}
@@ -74,17 +76,23 @@ def _journals(settings: Settings) -> dict[str, Any]:
         redis.close()
 
 
-def _run(redis: Redis, head: Any) -> dict[str, Any]:
+def _run(redis: Redis, head: Head, bound: int) -> dict[str, Any]:
     return {
         "run_id": head.run_id,
         "worker": head.worker or None,
         "worker_state": head.worker_state or None,
+        "hold": head.hold or None,
+        "recovery_s": head.recovery_s,
         "state": head.state,
         "journal": {
             "entries": head.entries,
             "last_seq": head.seq_count,
             "applied_seq": head.applied,
             "waiting": head.seq_count - head.applied,
+            "unsealed": head.seq_count - head.base,
+            # What Redis holds of its bodies and results, and the most that it can be asked to.
+            "redis_bytes": head.unsealed_bytes,
+            "redis_bytes_bound": bound,
         },
         "queue": {"name": keys.queue(head.run_id), "length": redis.llen(keys.queue(head.run_id))},
     }
@@ -135,7 +143,9 @@ def _device_line(row: dict[str, Any]) -> str:
 
 def _run_line(row: dict[str, Any]) -> str:
     journal = row["journal"]
+    held, bound = journal["redis_bytes"] / 1e6, journal["redis_bytes_bound"] / 1e6
     return (
-        f"{row['run_id']}  {row['worker_state'] or 'queued'}, {journal['waiting']} waiting, "
-        f"{journal['entries']} in the journal, {row['queue']['length']} doorbells"
+        f"{row['run_id']}  {row['hold'] or row['worker_state'] or 'queued'}, {journal['waiting']} waiting, "
+        f"{journal['unsealed']} of {journal['entries']} in Redis with {held:.1f} of at most {bound:.0f} MB, "
+        f"{row['queue']['length']} doorbells"
     )
