@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 START_DEADLINE_S = 120.0
 SILENCE_S = 120.0
-LONGEST_BACKOFF_S = 60.0
+LONGEST_BACKOFF_S = 15.0
 # A worker that lived this long had started well, as had one that served: the next is started at once.
 SETTLED_S = 10.0
 
@@ -91,8 +91,8 @@ class SlotKeeper:
 
     @property
     def has_spare(self) -> bool:
-        """True when the worker has nothing to do and is ready for a run."""
-        return self.phase == Phase.UP and self.tenancy is None
+        """True when the worker has nothing to do: it is ready for a run, or will be soon."""
+        return self.phase in (Phase.STARTING, Phase.UP) and self.tenancy is None
 
     @property
     def _resting(self) -> bool:
@@ -200,8 +200,9 @@ class SlotKeeper:
     def _start_for_run(self) -> None:
         spare = self._spare(self.slot)
         if spare is not None:
+            # Even one that still starts is ahead of a new one.
             self.worker = spare.hand_over()
-            self._enter(Phase.UP)
+            self._enter(Phase.STARTING if self.worker.child is None else Phase.UP)
             return
         try:
             self.start()

@@ -26,7 +26,7 @@ class Spares:
         self._slots, self._beside = slots, beside
 
     def ready_for(self, slot: Slot) -> SlotKeeper | None:
-        """The keeper beside the slots, when its worker could serve on `slot` now."""
+        """The keeper beside the slots, when its worker could serve on `slot`."""
         beside = self._beside
         same = beside.slot.environment() == slot.environment()
         return beside if beside.has_spare and same else None

@@ -207,6 +207,27 @@ def test_a_flush_that_nobody_outlived_goes_back_to_the_snapshot(
     assert proof(session) == undisturbed[1]
 
 
+def test_a_flush_with_a_damaged_snapshot_goes_back_to_the_one_before(
+    sessions: Sessions, undisturbed: tuple[Any, Any], tmp_path: Path
+) -> None:
+    journal = sessions.journal
+    session = sessions.attach(RUN, 1)
+    for part in (PLAN[:3], PLAN[3:7], PLAN[7:9]):
+        journal.append(RUN, part)
+        session.drain()
+        assert session.snapshot_now()
+    newest = sorted(tmp_path.rglob("state.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-8])
+    journal.redis.flushall()
+    assert journal.reopen(RUN, "user_1", applied=9, entries=9)
+    session = sessions.attach(RUN, 2)
+    assert (head_of(sessions).applied, head_of(sessions).hold_info) == (7, {"at_seq": 7})
+    journal.release(RUN, "rolled_back")
+    journal.append(RUN, PLAN[7:])
+    session.drain()
+    assert proof(session) == undisturbed[1]
+
+
 def test_a_journal_that_sql_knows_more_of_is_rolled_back_by_name(sessions: Sessions) -> None:
     journal = sessions.journal
     journal.append(RUN, PLAN[:4])

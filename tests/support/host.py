@@ -64,15 +64,17 @@ class Host:
         self.environment: dict[str, str] = {}
         self._runs = 0
 
-    def start_agent(self, *before: str) -> None:
-        """Starts the agent as `signal up` does; `before` is a command that becomes the agent."""
+    def start_agent(self, *before: str, change: str = "pass") -> None:
+        """Starts the agent as `signal up` does. `before` is a command that becomes the agent; `change`
+        is a statement that is executed in it first."""
         env = {
             **os.environ, "SIGNAL_DATA_DIR": str(self.folder), "REDIS_URL": self.valkey.url,
             "SIGNAL_SECRET": "test-secret", "SIGNAL_DEVICES": self.devices, "SIGNAL_HOST_NAME": "here",
             "PYTHONPATH": str(Path(__file__).parents[2]), **self.environment,
         }  # fmt: skip
         with (self.folder / "agent.log").open("ab") as log:
-            command = [*before, sys.executable, "-P", "-m", "gpu_pool.agent"]
+            code = f"import gpu_pool.agent; {change}; raise SystemExit(gpu_pool.agent.main())"
+            command = [*before, sys.executable, "-P", "-c", code]
             self.agent = subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
     def stop_agent(self, number: signal.Signals = signal.SIGTERM) -> int:

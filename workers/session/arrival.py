@@ -34,11 +34,11 @@ def arrive(session: Session, spec: dict[str, Any], load_s: float) -> None:
         raise Missing
     rebuilt = _rebuild(session, head, spec)
     _tell_damaged(journal, run_id, rebuilt)
-    applied = max(rebuilt.from_seq, head.applied)
-    lost = max(rebuilt.from_seq, int(spec.get("projected_seq") or 0)) > head.applied
+    applied = rebuilt.to_seq
+    lost = applied != head.applied or int(spec.get("projected_seq") or 0) > applied
     if lost:
         journal.rewind(run_id, epoch, state_seq=applied, known_from=applied)
-    session.stand_at(applied, head.entries, max(head.base, applied if lost else 0))
+    session.stand_at(applied, head.entries, max(head.base, applied) if lost else head.base)
     if applied == 0 and spec.get("origin"):
         session.snapshot_now()  # from now on it needs its origin no more
     session.start_s = load_s + time.monotonic() - begun - rebuilt.replay_s
@@ -52,7 +52,15 @@ def _rebuild(session: Session, head: Head, spec: dict[str, Any]) -> Rebuilt:
         session.snapshots.found(found.from_seq)
     elif spec.get("origin"):
         _originate(session, rebuilder, spec["origin"])
-    rebuilder.replay(Source(session.run_id, head.applied), found)
+    try:
+        rebuilder.replay(Source(session.run_id, head.applied), found)
+    except SignalError as error:
+        if found.snapshot is None or error.code not in ("history_gone", "snapshot_damaged"):
+            raise
+        # What led from the snapshot to the journal's end is lost, with a snapshot that was newer.
+        log.critical("%s goes back to seq %d: %s", session.run_id, found.from_seq, error.message)
+        damaged, found = found.damaged, rebuilder.restore(session.run_id, found.from_seq)
+        found.damaged, found.to_seq = damaged, found.from_seq
     return found
 
 

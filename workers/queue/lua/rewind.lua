@@ -1,13 +1,19 @@
 -- The journal has lost commits: what a worker or a snapshot still knows is put back, and the run is held.
 -- ARGV: epoch, the seq that the worker's state is at, the seq up to which nothing is put back (what lies before
--- is in segments or gone), error JSON of what cannot be kept, count, then per entry: seq, n, then its fields as JSON, body, result.
+-- is in segments or gone), error JSON of what cannot be kept, count, then per entry: seq, n, its fields as JSON,
+-- body, result. A state before `applied` means that what led from it to there is lost: the run goes back to it.
 if not head('epoch') then return {'missing'} end
 if head('epoch') ~= ARGV[1] then return {'fenced'} end
 if (head('closed') or '') ~= '' then return {'closed'} end
 local state_seq, known_from, at = tonumber(ARGV[2]), tonumber(ARGV[3]), now()
 local applied = tonumber(head('applied'))
 end_open('failed', ARGV[4], at)
-if state_seq > applied then
+if state_seq < applied then
+  redis.call('DEL', P .. 'order')
+  redis.call('HSET', P .. 'head', 'base', string.format('%d', state_seq),
+    'applied', string.format('%d', state_seq))
+  applied = state_seq
+elseif state_seq > applied then
   if known_from > applied then
     -- Nothing links what is here to what is put back.
     redis.call('DEL', P .. 'order')
