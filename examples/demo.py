@@ -80,18 +80,19 @@ def teach(run: SignalRun, rows: list[list[dict[str, str]]], args: argparse.Names
     return failed or replay(run, certificate, args.steps)
 
 
-def kill_worker(run: SignalRun) -> float:
-    """SIGKILL to the process that holds the run; seconds until another one holds it, at the same place."""
+def kill_worker(run: SignalRun) -> str:
+    """SIGKILL to the process that holds the run; in words, how long until another one holds it."""
     worker = run.session_state().worker
     assert worker is not None
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     begun = time.monotonic()
-    while True:
-        state = run.session_state()
-        if state.status == "active" and state.worker and state.worker.pid not in (None, worker.pid):
-            return time.monotonic() - begun
-        time.sleep(0.02)
+    rebuilt = next(event for event in run.watch() if event.type == "rebuilt").data
+    took, again = time.monotonic() - begun, rebuilt["replay_seconds"]
+    return (
+        f"back after {took:.1f} s, of which {again:.1f} s for executing {rebuilt['compared']} operations "
+        "again"
+    )
 
 
 def replay(run: SignalRun, certificate: Any, steps: int) -> int:
@@ -126,10 +127,7 @@ def train(run: SignalRun, rows: list[list[dict[str, str]]], steps: int, size: in
                 continue
             tokens += finish(progress, bar, pending.pop(0), tokens, started)
             if step == max(2, steps // 2):
-                back = kill_worker(run)
-                progress.console.print(
-                    f"[bold]Killed[/]  the worker at step {step} with SIGKILL; back after {back:.1f} s"
-                )
+                progress.console.print(f"[bold]Killed[/] at step {step}: {kill_worker(run)}")
         while pending:
             tokens += finish(progress, bar, pending.pop(0), tokens, started)
 
