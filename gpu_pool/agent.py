@@ -21,7 +21,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from gpu_pool import grants, leases
+from gpu_pool import leases
 from gpu_pool.adoption import adopt
 from gpu_pool.control import WorkerControl
 from gpu_pool.database import Database
@@ -30,6 +30,7 @@ from gpu_pool.draining import drain
 from gpu_pool.exits import End
 from gpu_pool.keeper import SlotKeeper
 from gpu_pool.leases import Lease, Standing
+from gpu_pool.leasing import Leasing
 from gpu_pool.listen import Listener
 from gpu_pool.memory import OutOfMemory, find_counter
 from gpu_pool.parting import Parting
@@ -37,11 +38,9 @@ from gpu_pool.pool import Pool
 from gpu_pool.process import Process
 from gpu_pool.registration import Registration
 from gpu_pool.settlement import Settlements
-from gpu_pool.spares import Spares, pause_idle
+from gpu_pool.spares import Spares
 from gpu_pool.state import StateFile, sole_agent
-from gpu_pool.waiting import Waiting
 from gpu_pool.watch import Watcher
-from workers.failpoints import hit
 from workers.queue.app import make_app
 from workers.queue.journal import Journal, connect
 from workers.settings import Settings
@@ -70,13 +69,11 @@ class Agent:
         control = WorkerControl(app, redis)
         self._settlements = Settlements(self._database, app, self._journal, control)
         self._registration = Registration(self._database, settings.host_name, slots)
-        self._waiting = Waiting(self._database, self._journal)
         self._state = StateFile(settings.data_dir / "run")
         self._records = self._state.read()
         self._adopted = self._noted = False
         self._wake, self._stopping, self._eager = Event(), False, 0
         self._called: set[str] = set()
-        self._unplaced: list[str] = []
         self._memory = OutOfMemory(find_counter())
         self._watcher = Watcher(self._on_exit)
         pool = Pool(
@@ -88,6 +85,7 @@ class Agent:
             slot.name: SlotKeeper(slot, pool, lambda wanted: self._spares.ready_for(wanted))
             for slot in slots
         }
+        self._leasing = Leasing(settings, self._database, self._journal, self._slots)
         self._spares = Spares(list(self._slots.values()), spare)
         self._keepers = {**self._slots, "": spare}
         self._troubles: dict[str, str] = {}
@@ -139,7 +137,7 @@ class Agent:
         for name, keeper in self._keepers.items():
             self._attempt(f"slot {name}" if name else "the spare worker", keeper.step)
         self._attempt("spare workers", self._start_spares)
-        self._attempt("idle runs", self._pause_idle)
+        self._attempt("idle runs", self._leasing.pause_idle)
         self._attempt("overdue operations", self._sweep)
 
     def _attempt(self, name: str, duty: Callable[[], None]) -> bool:
@@ -177,42 +175,14 @@ class Agent:
             served[lease_id].give_up(lease_id)
 
     def _lease(self) -> None:
-        """Gives free slots to the runs that wait longest."""
-        if not self._registration.done:
-            return
-        called, self._called = self._called, set()
-        waiting = self._waiting.look(called)
-        while waiting and any(keeper.lease is None for keeper in self._slots.values()):
-            lease = self._acquire(waiting)
-            if lease is None:
-                break
-            hit("agent.leased")
-            log.info("%s goes to %s, epoch %d", lease.run_id, lease.slot, lease.epoch)
-            self._slots[lease.slot].take(lease)
-            waiting.remove(lease.run_id)
-        self._unplaced = waiting
-
-    def _acquire(self, waiting: list[str]) -> Lease | None:
-        warm = {name: keeper.warm_worker() for name, keeper in self._slots.items()}
-        with self._database.writing() as session:
-            return grants.acquire(session, self._settings.host_name, among=waiting, warm=warm)
+        if self._registration.done:
+            called, self._called = self._called, set()
+            self._leasing.lease(called)
 
     def _start_spares(self) -> None:
         # A slot that is only just free may be wanted in the next moment, by the run that was there.
         if not self._settlements.due:
             self._spares.start()
-
-    def _pause_idle(self) -> None:
-        """Frees slots of runs that have had nothing to do for long."""
-        limit_s = self._settings.idle_pause_s
-        idle = [keeper for keeper in self._slots.values() if keeper.idle_s >= limit_s]
-        if not idle:
-            return
-        with self._database.reading() as session:
-            wishes = grants.wishes(session, self._unplaced)
-        for keeper in pause_idle(idle, wishes, limit_s):
-            if keeper.lease is not None:
-                self._journal.hold(keeper.lease.run_id, "paused", {"reason": "idle"})
 
     def _settle(self, lease: Lease, parting: Parting) -> None:
         self._settlements.add(lease, parting)

@@ -16,7 +16,7 @@ from gpu_pool import leases
 from gpu_pool.control import WorkerControl
 from gpu_pool.database import Database
 from gpu_pool.leases import START_FAILED, Lease
-from gpu_pool.parting import Parting
+from gpu_pool.parting import Parting, lost_worker
 from gpu_pool.tables import PAUSED, QUEUED
 from workers.queue.app import release_queue
 from workers.queue.journal import Journal
@@ -79,6 +79,7 @@ class Settlements:
                 leases.cleared(session, run_ids)
 
     def _settle(self, lease: Lease, parting: Parting) -> None:
+        parting = self._corrected(lease, parting)
         self._give_up(lease, parting)
         head = self._tell(lease, parting)
         if head is not None and head.closed:
@@ -91,6 +92,15 @@ class Settlements:
         with self._database.writing() as session:
             leases.requeue(session, lease, parting.reason, state)
         log.info("%s left %s (%s) and is %s", lease.run_id, lease.slot, parting.reason, state)
+
+    def _corrected(self, lease: Lease, parting: Parting) -> Parting:
+        """The journal may know of a worker that its run was ready when the agent, or the one before
+        it, had no time to see that."""
+        if parting.reason != START_FAILED:
+            return parting
+        head = self._journal.head(lease.run_id)
+        ready = head is not None and (head.epoch, head.worker_state) == (lease.epoch, "ready")
+        return lost_worker(parting.lost, blame=parting.blame) if ready else parting
 
     def _give_up(self, lease: Lease, parting: Parting) -> None:
         """A run that could not be started often enough in a row has failed."""

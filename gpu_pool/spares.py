@@ -1,4 +1,4 @@
-"""Workers that are started ahead of need, and slots that are freed because their runs are idle.
+"""Workers that are started ahead of need.
 
 A cold start takes seconds, a worker that has imported everything and made a dry pass takes over at once.
 Where slots are free it waits on one of them; where all are leased one waits beside them, pinned like a
@@ -7,15 +7,12 @@ slot's own worker. It holds memory of the host, but none of a device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from gpu_pool.devices import Slot
 from gpu_pool.keeper import Phase, SlotKeeper
-from gpu_pool.placement import FreeSlot, Request, fits
 
 SPARES = 2
-# A run that is idle for so many times the limit makes room although nobody waits.
-LONG = 4
 
 
 class Spares:
@@ -39,9 +36,11 @@ class Spares:
             return
         free = [keeper for keeper in self._slots if keeper.lease is None]
         count = sum(keeper.phase != Phase.EMPTY for keeper in [*free, self._beside])
-        if free and count < SPARES:
+        if count >= SPARES:
+            return
+        if free:
             self._start_first(free)
-        elif not free:
+        else:
             self._beside.pin_as(self._slots[0].slot)
             self._start_first([self._beside])
 
@@ -49,19 +48,3 @@ class Spares:
     def _start_first(keepers: Sequence[SlotKeeper]) -> None:
         for keeper in [keeper for keeper in keepers if keeper.wants_worker][:1]:
             keeper.start()
-
-
-def pause_idle(
-    idle: Collection[SlotKeeper], wishes: Sequence[Request], limit_s: float
-) -> list[SlotKeeper]:
-    """Those of the idle keepers that are to make room, the longest idle first: one for every waiting
-    run that fits there, and those that have been idle for `LONG` times the limit."""
-    left, chosen = list(wishes), []
-    for keeper in sorted(idle, key=lambda one: -one.idle_s):
-        slot = FreeSlot(keeper.slot.name, keeper.slot.kind, keeper.slot.memory_bytes)
-        wanted = next((request for request in left if fits(request, slot)), None)
-        if wanted is not None:
-            left.remove(wanted)
-        if wanted is not None or keeper.idle_s >= LONG * limit_s:
-            chosen.append(keeper)
-    return chosen

@@ -54,6 +54,8 @@ class Worker:
         except ProcessLookupError:
             return False
         self.child = Process.of(pid) if group == self.parent.pid else None
+        if self.child is not None:
+            _prefer_to_kill(pid)
         return self.child is not None
 
     def processes(self) -> list[Process]:
@@ -147,6 +149,12 @@ class Worker:
         if process == self.parent:
             return self._popen.poll() if self._popen is not None else None
         return logged_status(self._log_end(), process.pid)
+
+
+def _prefer_to_kill(pid: int) -> None:
+    """When memory runs out the kernel takes who computes, and not the server that would rebuild it."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
 
 def start_worker(settings: Settings, slot: Slot) -> Worker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class Points:
     def hit(self, name: str) -> Hit | None:
         """Who ran into it since it was armed."""
         for path in self.folder.glob(f"{name}.hit.*"):
-            return Hit(int(path.name.rpartition(".")[2]), path.stat().st_ctime)
+            with suppress(FileNotFoundError):  # disarmed a moment ago
+                return Hit(int(path.name.rpartition(".")[2]), path.stat().st_ctime)
         return None
 
     def await_hit(self, name: str, seconds: float = 30.0) -> Hit:
@@ -55,7 +56,7 @@ class Points:
         for suffix in ("", ".passes", ".go"):
             (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
         for path in self.folder.glob(f"{name}.hit.*"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Releases everybody and disarms everything."""

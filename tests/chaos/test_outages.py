@@ -34,12 +34,12 @@ def equal(chaos: Chaos, run: Run, results: list[dict[str, Any]], reference: Refe
 
 
 @contextmanager
-def meanwhile(disturb: Any) -> Iterator[None]:
+def meanwhile(disturb: Any, every_s: float) -> Iterator[None]:
     """Calls `disturb` again and again while the block runs."""
     over = threading.Event()
 
     def work() -> None:
-        while not over.wait(0.03):
+        while not over.wait(every_s):
             try:
                 disturb()
             except RedisError:
@@ -54,13 +54,16 @@ def meanwhile(disturb: Any) -> Iterator[None]:
         thread.join(10)
 
 
-def test_connections_are_cut_all_the_time(chaos: Chaos, reference: Reference) -> None:
+@pytest.mark.parametrize("every_s", [0.2, pytest.param(0.03, marks=pytest.mark.long)])
+def test_connections_are_cut_all_the_time(
+    chaos: Chaos, reference: Reference, every_s: float
+) -> None:
     def cut() -> None:
         chaos.inside.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         chaos.inside.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
 
     with chaos.run() as run:
-        with meanwhile(cut):
+        with meanwhile(cut, every_s):
             results = chaos.train(run)
         equal(chaos, run, results, reference)
 
@@ -226,6 +229,43 @@ def test_signal_up_is_killed_and_comes_back(
 
         equal(chaos, run, chaos.train(run, before), reference)
         assert chaos.supervisor() != supervisor
+
+
+def test_processes_are_asked_to_stop(chaos: Chaos, reference: Reference) -> None:
+    """SIGTERM drains: what runs ends, a snapshot is written, and the next one goes on."""
+    with chaos.run() as run:
+
+        def stop(name: str) -> None:
+            victim = chaos.victim(name, run.id)
+            assert victim is not None
+            victim.signal(signal.SIGTERM)
+            until(lambda: not victim.alive() or None, 40)
+            chaos.await_whole()
+
+        when = {20: "worker_parent", 50: "agent", 80: "web_master", 100: "projector"}
+        results = chaos.train(run, lambda index: stop(when[index]) if index in when else None)
+        equal(chaos, run, results, reference)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_an_operation_that_hangs(tmp_path: Path, tiny_model: Path, reference: Reference) -> None:
+    """A worker that makes no progress in an operation is replaced, and blamed for nothing."""
+    with chaos_stack(tmp_path, tiny_model, SIGNAL_HANG="2") as chaos, chaos.run() as run:
+
+        def before(index: int) -> None:
+            if index in (30, 70):
+                chaos.points.arm("applied", "wait", when="optim_step")
+
+        results = chaos.train(run, before)
+        equal(chaos, run, results, reference)
+        lost = [row for row in events_of(run) if row["type"] == "worker_lost"]
+        assert len(lost) == 2
+
+
+def events_of(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run.get("/events", params={"limit": 1000}).json()["data"]
+    return found
 
 
 def test_one_tenants_memory_beside_anothers_training(chaos: Chaos, reference: Reference) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import SignalError
 from workers.engine.adamw import AdamWSettings
 from workers.engine.base import load_base
 from workers.engine.certificate import certificate
@@ -24,6 +23,7 @@ from workers.engine.lora import LoraSpec
 from workers.engine.state import TrainerState
 from workers.engine.trainer import Trainer
 from workers.session.artifacts import save_adapter
+from workers.session.primitives import as_signal_error
 from workers.session.snapshots import Snapshots
 from workers.storage import LocalStorage
 from workers.storage.manifest import verify_file
@@ -141,10 +141,8 @@ def forked(act: Callable[[], None]) -> int:
     try:
         act()
         code = 0
-    except SignalError as error:
-        code = 1 if error.code == "storage_full" else 2
-        print(error, file=sys.stderr, flush=True)
-    except BaseException as error:
+    except Exception as error:
+        code = 1 if as_signal_error(error).code == "storage_full" else 2
         print(repr(error), file=sys.stderr, flush=True)
     finally:
         os._exit(code)

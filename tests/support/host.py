@@ -142,6 +142,11 @@ class Host:
         """The events of one kind."""
         return [data for name, data in self.events(run_id) if name == kind]
 
+    def await_events(self, run_id: str, kind: str, count: int) -> list[dict[str, Any]]:
+        """The events of one kind, once there are so many."""
+        until(lambda: len(self.happened(run_id, kind)) >= count)
+        return self.happened(run_id, kind)
+
     def request(self, run_id: str) -> LeaseRequest:
         """The run's request in SQL."""
         with self.database.reading() as session:

@@ -16,7 +16,7 @@ _PUBLIC = (405, 500, 503)
 _WITH_BODY = (413, 415, 422)
 _WITH_ID = (404,)
 _EXTRA: dict[str, dict[str, tuple[int, ...]]] = {
-    "/runs": {"post": (409, 429)},
+    "/runs": {"post": (404, 409, 429)},
     "/futures": {"get": (404, 410, 429)},
     "/futures/{future_id}": {"get": (410, 429), "delete": (409, 410)},
     "/runs/{run_id}": {"delete": (409,)},

@@ -24,6 +24,7 @@ blp = Blueprint("events", __name__, description="What happens to a run.")
 STREAM = "text/event-stream"
 RESUME = "Last-Event-ID"
 _PAGE = 100
+_GREATEST = 2**53
 _JSON_ONLY = ("wait", "limit")
 _DOCUMENTED = {"responses": {200: {"content": {STREAM: {"schema": {"type": "string"}}}}}}
 
@@ -107,6 +108,6 @@ def _last_received() -> int:
     text = request.headers.get(RESUME, "")
     if not text:
         return 0
-    if not re.fullmatch("[0-9]{1,16}", text):
+    if not re.fullmatch("[0-9]{1,16}", text) or int(text) > _GREATEST:
         raise SignalError("validation_error", "Not the id of an event.", param=RESUME)
     return int(text)

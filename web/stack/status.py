@@ -58,8 +58,12 @@ def _pool(settings: Settings) -> dict[str, Any]:
         with closing(Database(settings.database_url)) as db, db.reading() as session:
             pool = overview.describe(session)
     except SQLAlchemyError as error:
-        return {"devices": [], "queued": [], "database_error": str(error)}
-    return {"devices": _plain(pool["slots"]), "queued": _plain(pool["queued"])}
+        return {"devices": [], "queued": [], "paused": [], "database_error": str(error)}
+    return {
+        "devices": _plain(pool["slots"]),
+        "queued": _plain(pool["queued"]),
+        "paused": _plain(pool["paused"]),
+    }
 
 
 def _journals(settings: Settings) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += _section("Processes", map(_process_line, report["processes"]))
     lines += _section("Devices", map(_device_line, report["devices"]))
     lines += _section("Runs", map(_run_line, report["runs"]))
-    lines += _section("Waiting for a device", (row["run_id"] for row in report["queued"]))
+    lines += _section("Waiting for a device", map(_waiting_line, report["queued"]))
     lines += [report[name] for name in ("database_error", "redis_error") if name in report]
     return "\n".join(lines)
 
@@ -141,11 +145,22 @@ def _device_line(row: dict[str, Any]) -> str:
     return f"{row['name']:<10} {row['device']}, {row['threads']} threads, {row['state']}{user}"
 
 
+def _waiting_line(row: dict[str, Any]) -> str:
+    return f"{row['run_id']}{', to go on' if row['epoch'] else ''}"
+
+
+def _run_state(row: dict[str, Any]) -> str:
+    """One word: a run that is to be paused still has its worker for a while."""
+    if row["hold"] == "paused" and row["worker"]:
+        return "pausing"
+    return str(row["hold"] or row["worker_state"] or "queued")
+
+
 def _run_line(row: dict[str, Any]) -> str:
     journal = row["journal"]
     held, bound = journal["redis_bytes"] / 1e6, journal["redis_bytes_bound"] / 1e6
     return (
-        f"{row['run_id']}  {row['hold'] or row['worker_state'] or 'queued'}, {journal['waiting']} waiting, "
+        f"{row['run_id']}  {_run_state(row)}, {journal['waiting']} waiting, "
         f"{journal['unsealed']} of {journal['entries']} in Redis with {held:.1f} of at most {bound:.0f} MB, "
         f"{row['queue']['length']} doorbells"
     )

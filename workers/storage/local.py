@@ -83,7 +83,13 @@ class LocalStorage:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise FileExistsError(errno.EEXIST, "storage has this folder", key) from error
                 raise
-            sync(target.parent)
+            try:
+                sync(target.parent)
+            except OSError:
+                # What is not durable was not stored: a repeat must not find it taken.
+                (target / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                raise
 
     def list(self, prefix: str) -> list[FileInfo]:
         """See `Storage.list`."""

@@ -269,7 +269,16 @@ def test_workers_that_no_record_names_are_found(worker: Worker, tmp_path: Path) 
         parent.kill_group()
     assert {process.pid for process in found} == {popen.pid, child}
     assert known == []
-    assert having("SIGNAL_NODE", "cpu0-0000@h") == []
+    assert soon(lambda: having("SIGNAL_NODE", "cpu0-0000@h") == [])
+
+
+def test_the_kernel_takes_the_computing_process_when_memory_runs_out(worker: Worker) -> None:
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert worker.child is not None
+    assert score(worker.child.pid) == 500
+    assert score(worker.parent.pid) < 500
 
 
 def test_a_stranger_is_no_child_of_a_worker(

@@ -40,9 +40,8 @@ for i = 1, count do
   if lane ~= '' then
     local have = redis.call('HGET', P .. 'lane:' .. lane, 'm:' .. cseq)
     if have then
-      local number, given = string.match(have, '^(%d+),(%x+)$')
-      local digest = entry(number, 'digest')
-      if digest and digest ~= arg(i, 8) then return {'client_seq_conflict', i} end
+      local number, given, digest = string.match(have, '^(%d+),(%x+),(%x*)$')
+      if digest ~= string.sub(arg(i, 8), 1, 32) then return {'client_seq_conflict', i} end
       replays[i], given_tags[i] = number, given
     else
       if seen[lane .. '|' .. cseq] then return {'client_seq_conflict', i} end
@@ -132,7 +131,7 @@ for i = 1, count do
     if lane == '' then
       admit_now(n)
     else
-      redis.call('HSET', P .. 'lane:' .. lane, 'm:' .. cseq, n .. ',' .. tag)
+      redis.call('HSET', P .. 'lane:' .. lane, 'm:' .. cseq, n .. ',' .. tag .. ',' .. string.sub(arg(i, 8), 1, 32))
       redis.call('ZADD', P .. 'lw:' .. lane, cseq, n)
       -- A lane's earlier gap has been filled or a later entry waits: the gap's clock starts anew.
       local before = redis.call('HGET', P .. 'lane:' .. lane, 'next') or '1'

@@ -36,7 +36,7 @@ elseif state_seq > applied then
       if ARGV[o + 5] ~= '' then redis.call('SET', P .. 'r:' .. n, ARGV[o + 5]) end
       local lane, cseq = entry(n, 'lane') or '', tonumber(entry(n, 'cseq') or '')
       if lane ~= '' and cseq then
-        redis.call('HSET', P .. 'lane:' .. lane, 'm:' .. string.format('%d', cseq), n .. ',' .. entry(n, 'tag'),
+        redis.call('HSET', P .. 'lane:' .. lane, 'm:' .. string.format('%d', cseq), n .. ',' .. entry(n, 'tag') .. ',' .. string.sub(entry(n, 'digest'), 1, 32),
           'next', string.format('%d', cseq + 1))
       end
       if tonumber(n) > tonumber(head('entries')) then redis.call('HSET', P .. 'head', 'entries', n) end
