@@ -104,6 +104,18 @@ def test_a_killed_worker_costs_no_number(two: Host, victim: str) -> None:
     assert two.finished(other, forward_backward(two, other)).status == "completed"
 
 
+def test_a_worker_that_is_asked_to_stop_leaves_in_order(one: Host) -> None:
+    one.start_agent()
+    run_id = one.create_run()
+    head = one.await_ready(run_id)
+    one.train(run_id, 1, 2)
+    os.kill(pids_of(one, head)[0], signal.SIGTERM)
+    one.await_ready(run_id, after=1)
+    (rebuilt,) = one.happened(run_id, "rebuilt")
+    assert (rebuilt["from_seq"], rebuilt["compared"]) == (4, 0)
+    assert one.train(run_id, 3, 3)[1]["step"] == 3
+
+
 def test_a_spare_takes_over_although_every_slot_is_leased(one: Host) -> None:
     one.start_agent()
     run_id = one.create_run()

@@ -42,7 +42,7 @@ def arrive(session: Session, spec: dict[str, Any], load_s: float) -> None:
     if applied == 0 and spec.get("origin"):
         session.snapshot_now()  # from now on it needs its origin no more
     session.start_s = load_s + time.monotonic() - begun - rebuilt.replay_s
-    _report(session, head, spec, rebuilt)
+    _report(session, head, rebuilt)
 
 
 def _rebuild(session: Session, head: Head, spec: dict[str, Any]) -> Rebuilt:
@@ -93,7 +93,7 @@ def _tell_damaged(journal: Journal, run_id: str, rebuilt: Rebuilt) -> None:
         journal.note(run_id, "snapshot_damaged", {"key": key, "message": what})
 
 
-def _report(session: Session, head: Head, spec: dict[str, Any], rebuilt: Rebuilt) -> None:
+def _report(session: Session, head: Head, rebuilt: Rebuilt) -> None:
     journal, run_id, epoch = session.journal, session.run_id, session.epoch
     again = head.worker_state == "rebuilding" or head.applied > 0
     since = None
@@ -105,7 +105,7 @@ def _report(session: Session, head: Head, spec: dict[str, Any], rebuilt: Rebuilt
     journal.report_ready(
         run_id,
         epoch,
-        {**spec["device"], "dtype": session.dtype},
+        session.device,
         session.fingerprint,
         rebuilt.event() if again else None,
         since,
