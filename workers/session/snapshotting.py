@@ -107,7 +107,7 @@ class Snapshotter:
         return self.seq == copied.seq
 
     def tell_again(self) -> None:
-        """Tell the journal, also one that has lost its data, of the newest snapshot. Raises Fenced, Missing."""
+        """Tell the journal of the newest snapshot, also after a loss. Raises Fenced, Missing."""
         if self._told is not None:
             self._journal.note_snapshot(self._run_id, self._epoch, *self._told)
 
