@@ -144,7 +144,8 @@ class Certificate(Output):
     )
     step = fields.Integer(required=True)
     sha256 = fields.String(
-        required=True, metadata={"description": "Over `weights`, `moments`, `gradients` and `step`."}
+        required=True,
+        metadata={"description": "Over `weights`, `moments`, `gradients` and `step`."},
     )
     weights = fields.String(required=True)
     moments = fields.String(
