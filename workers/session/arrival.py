@@ -72,10 +72,14 @@ def _originate(session: Session, rebuilder: Rebuilder, origin: dict[str, Any]) -
             origin["artifact"],
             session.trainer,
             optimizer=bool(origin.get("optimizer")),
+            sha256=origin.get("sha256"),
         )
         return
     source = Source(origin["run_id"], int(origin["seq"]))
     found = rebuilder.restore(source.run_id, source.upto, oldest=origin.get("from") == "oldest")
+    if found.snapshot is None and found.damaged:
+        # It may itself have begun from another state than its seed's.
+        raise SignalError("history_gone", "No snapshot of the run is whole.")
     own = session.trainer.settings
     # What was done there was done by that run's settings; a branch may have others.
     session.trainer.settings = replace(own, **origin.get("settings", {}))
