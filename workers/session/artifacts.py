@@ -64,8 +64,9 @@ def load_artifact(
 ) -> dict[str, Any]:
     """Make `trainer` go on from the artifact under `key`; the artifact's manifest.
 
-    `sha256` is the seal of the manifest that was meant when the operation was accepted. With `optimizer` moments and steps are the saved ones, without it they begin at 0. Gradients that were
-    accumulated are discarded. Raises SignalError not_found, or state_mismatch that names the file, the
+    `sha256` is the seal of the manifest that was meant when the operation was accepted. With `optimizer`
+    moments and steps are the saved ones, without it they begin at 0. Gradients that were accumulated are
+    discarded. Raises SignalError not_found, or state_mismatch that names the file, the
     field or the tensor which does not fit; either changes nothing.
     """
     if storage.stat(f"{key}/{MANIFEST}") is None:
