@@ -10,9 +10,12 @@ SEED = 7
 ROWS = [{"tokens": [(7 * i + 3 * k) % 500 + 5 for k in range(12)]} for i in range(6)]
 # The sum of its losses is infinite in float32, which only the worker finds out.
 TOO_LARGE = [{"tokens": [5, 6, 7], "weights": [3e38, 3e38, 3e38]}]
+# 6,144 tokens: 72 KB once they are packed.
+LARGE = [{"tokens": [(11 * i + 7 * k) % 500 + 5 for k in range(1024)]} for i in range(6)]
+SAVED = "halfway"
 CONFIG: dict[str, Any] = {"base_model": "tiny", "lora_r": 4, "seed": SEED}
 # What differs between two executions of the same operation and is no number of the run's.
-_OWN = ("timings", "artifact_uri", "size_bytes")
+_OWN = ("timings", "artifact_uri", "name", "artifact", "size_bytes")
 _MANIFEST = ("mode", "seq", "step", "base_model", "config", "files")
 
 Operation = dict[str, Any]
@@ -34,19 +37,38 @@ def sample(i: int) -> Operation:
     return {"kind": "sample", "prompts": [prompt], "max_tokens": 8, "stop": [], "logprobs": True}
 
 
-def course(steps: int = STEPS) -> list[Operation]:
-    """Accumulation in every third step, sampling in every fifth, one save, two operations that fail."""
+def course(steps: int = STEPS, *, large: bool = True) -> list[Operation]:
+    """Accumulation in every third step, sampling in every fifth, a state saved half-way and loaded later, two
+    operations that fail; and one body that is too `large` for Redis."""
     found: list[Operation] = []
     for i in range(steps):
         found += [forward(i)] * (1 + (i % 3 == 2)) + [step(i)]
         if i % 5 == 4:
             found.append(sample(i))
+        if i == steps // 5 and large:
+            found.append({"kind": "forward_backward", "batch_data": LARGE})
         if i == steps // 2:
-            found.append({"kind": "save_state", "name": "halfway"})
+            found.append({"kind": "save_state", "name": SAVED, "mode": "state"})
             # Both must fail as they do undisturbed: on numbers, and for want of gradients.
             found += [{"kind": "forward_backward", "batch_data": TOO_LARGE}]
             found += [{**step(i), "on_error": "continue"}]
+        if i == steps * 4 // 5:
+            found.append({"kind": "load_state", "artifact": SAVED})
     return found
+
+
+def again(operations: Sequence[Operation]) -> list[Operation]:
+    """The same operations on a run that went back: what it saved since then has kept its name."""
+    renamed = [
+        {**one, "name": f"{one['name']}-again"} if one["kind"] == "save_state" else one
+        for one in operations
+    ]
+    if renamed == list(operations):
+        return renamed
+    return [
+        {**one, "artifact": f"{one['artifact']}-again"} if one["kind"] == "load_state" else one
+        for one in renamed
+    ]
 
 
 def essence(value: Any) -> Any:

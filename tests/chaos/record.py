@@ -50,7 +50,7 @@ def live(chaos: Chaos, aside: Path) -> dict[str, Any]:
     """A whole life of a run; what it answered."""
     run = Run(chaos.api, chaos.api.create(**CONFIG))
     chaos.await_status(run, "ready")
-    operations = course(STEPS)
+    operations = course(STEPS, large=False)
     results = chaos.train(run, operations=operations)
     snapshots = chaos.stack.data_dir / "store" / "runs" / run.id / "snapshots"
     # Not the newest: something must be left to replay.
@@ -85,8 +85,9 @@ def copy_sealed(chaos: Chaos, run: Run, last: int, aside: Path) -> None:
         return [past.seq for past in found] == list(range(1, last + 1))
 
     until(sealed)
-    journal = Path("runs") / run.id / "journal"
-    shutil.copytree(store / journal, aside / journal)
+    for part in ("journal", "artifacts"):
+        folder = Path("runs") / run.id / part
+        shutil.copytree(store / folder, aside / folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests.chaos.harness import Chaos, kill, quietly
 from tests.support.api import Run
 from tests.support.inside import until
 
-KINDS = ("forward_backward", "optim_step", "sample", "save_state")
+KINDS = ("forward_backward", "optim_step", "sample", "save_state", "load_state")
 # Stages of every operation, in the worker's child.
 OPERATION = ("received", "computed", "applied", "committing", "committed")
 # Stages of a snapshot and of what it allows to be trimmed, in the background of the same process.

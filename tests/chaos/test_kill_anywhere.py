@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.chaos.conftest import Reference
-from tests.chaos.course import course, difference
+from tests.chaos.course import course, difference, essence
 from tests.chaos.harness import Chaos, chaos_stack, kill, restarted
 from tests.chaos.report import Report
 from tests.chaos.strikes import (
@@ -26,6 +27,8 @@ from tests.chaos.strikes import (
     Striker,
     measure,
 )
+from tests.support.api import Run
+from tests.support.inside import until
 from tests.support.s3 import BUCKET, environment, running_s3
 
 BATCH = 7
@@ -106,6 +109,46 @@ def test_every_process_at_every_stage(
             disturbed(chaos, reference, report, batch, f"{attempt} {at} {chance.random()}")
         left = [Strike(one.stage, one.victim, one.kind) for one in left if not one.hit]
     assert not left, f"never passed: {[strike.name for strike in left]}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", OPERATION)
+def test_the_end_of_a_run(chaos: Chaos, stage: str) -> None:
+    """complete, which saves the last adapter and closes the run, at every stage of its own."""
+    operations, ends = course()[:20], []
+    for killed in (False, True):
+        with chaos.run() as run:
+            chaos.train(run, operations=operations)
+            if killed:
+                chaos.points.arm(stage, "kill", when="complete")
+            run.post("/complete")
+            state = until(lambda run=run: is_over(run), 60)
+            assert state["status"] == "completed", state
+            assert (chaos.points.hit(stage) is not None) == killed
+            (saved,) = until(lambda run=run: run.get("/artifacts").json()["data"], 20)
+            ends.append(essence(saved["manifest"]))
+    assert ends[0] == ends[1]
+
+
+def is_over(run: Run) -> dict[str, Any] | None:
+    state: dict[str, Any] = run.get().json()
+    return state if state["status"] in ("completed", "cancelled", "failed") else None
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_one_doorbell_for_many_operations(
+    tmp_path: Path, tiny_model: Path, reference: Reference, report: Report, chance: random.Random
+) -> None:
+    """With coalesced doorbells a lost one strands a whole window, until the agent rings again."""
+    strikes = [Strike(stage, SELF) for stage in (*OPERATION, *WEB, *WEB)]
+    strikes += [Strike(stage, victim) for stage in WEB for victim in ("worker_parent", "redis")]
+    chance.shuffle(strikes)
+    with chaos_stack(tmp_path, tiny_model, SIGNAL_DOORBELL="coalesced") as chaos:
+        for at in range(0, len(strikes), BATCH):
+            disturbed(chaos, reference, report, strikes[at : at + BATCH], f"coalesced {at}")
+    assert sum(strike.hit for strike in strikes) >= len(strikes) - 2
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from tests.chaos.conftest import Reference
-from tests.chaos.course import course, difference, essence, forward
+from tests.chaos.course import again, course, difference, essence, forward
 from tests.chaos.harness import Chaos, chaos_stack, kill, restarted
 from tests.chaos.preload import Clock
 from tests.support.api import Run, error_of
@@ -176,7 +176,7 @@ def follow_on(
     """Acknowledged, the run goes on from where it is to where the undisturbed one is."""
     run.ok("/resume", {"accept": "rolled_back"})
     chaos.await_status(run, "ready")
-    results = chaos.train(run, operations=operations[at_seq:])
+    results = chaos.train(run, operations=again(operations[at_seq:]))
     # The course's place in the order is that of the undisturbed run, so seqs are equal too.
     equal(chaos, run, [*reference.results[:at_seq], *results], reference)
 
