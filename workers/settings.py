@@ -35,6 +35,7 @@ class Settings:
     inline_bytes: int = 64 * 1024
     max_queued: int = 10_000
     max_active_runs: int = 32
+    max_group: int = 64
     allow_hub: bool = False
     devices: str = "auto"
     host_name: str = "localhost"
@@ -59,6 +60,7 @@ class Settings:
             max_body_bytes=int(_number(env, "SIGNAL_MAX_BODY_MB", 20) * MIB),
             max_queued=int(_number(env, "SIGNAL_MAX_QUEUED", 10_000)),
             max_active_runs=int(_number(env, "SIGNAL_MAX_ACTIVE_RUNS", 32)),
+            max_group=int(_number(env, "SIGNAL_MAX_GROUP", 64)),
             allow_hub=_one_of(env, "SIGNAL_ALLOW_HUB", ("0", "1")) == "1",
             devices=env.get("SIGNAL_DEVICES") or "auto",
             host_name=env.get("SIGNAL_HOST_NAME") or socket.gethostname(),

@@ -28,7 +28,8 @@ def target_of(run_id: str) -> Target:
     """The caller's run and its model. Raises SignalError not_found."""
     s = services()
     facts = s.facts.get(run_id, user().id)
-    return Target(facts, s.catalogue.entry(facts.base_model))
+    entry = s.catalogue.entry(facts.base_model)
+    return Target(facts, entry, max_group=s.settings.max_group)
 
 
 def append(facts: RunFacts, entries: Sequence[NewEntry]) -> tuple[list[Appended], dict[str, str]]:

@@ -6,30 +6,32 @@ Everything that can be known without the worker is refused here, with every wron
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgpack
 
 from schemas.errors import Detail, SignalError, raise_all
+from schemas.losses import find_loss
 from web.runs.facts import RunFacts
 from workers.catalogue import ModelEntry
 from workers.queue.records import NewEntry
+from workers.text.batches import MAX_GROUP, compile_batch
 from workers.text.prompts import render_prompts
-from workers.text.rows import compile_batch, pack_rows
+from workers.text.rows import Row, pack_rows
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
-LOSSES: dict[str, tuple[str, ...]] = {"causal_lm": (), "cross_entropy": ()}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a request is compiled for: the run and its model."""
+    """What a request is compiled for: the run, its model, and the largest group of responses."""
 
     facts: RunFacts
     model: ModelEntry
+    max_group: int = MAX_GROUP
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -70,37 +72,44 @@ def digest(kind: str, compiled: Compiled, lane: str | None, client_seq: int | No
 
 
 def _forward_backward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
-    _check_loss(request, path)
-    rows = compile_batch(
-        request["batch_data"],
-        target.tokenizer,
-        max_length=target.facts.config["max_seq_length"],
-        vocab_size=target.model.vocab_size,
-        param=f"{path}batch_data",
-    )
+    loss, options = find_loss(request["loss_fn"], f"{path}loss_fn"), request["loss_kwargs"]
+    wrong = loss.problems(options, f"{path}loss_kwargs")
+    given = {} if wrong else options
+    rows = _rows(request, target, path, wrong, loss=loss, options=given)
     body = {
-        "loss_fn": request["loss_fn"],
-        "loss_kwargs": request["loss_kwargs"],
+        "loss_fn": loss.name,
+        # With the defaults filled in, so that a later default changes no journal.
+        "loss_kwargs": loss.resolved(options),
         "accumulate": request["accumulate"],
         "rows": pack_rows(rows),
     }
     return Compiled(_pack(body), sum(map(len, rows)))
 
 
-def _check_loss(request: Mapping[str, Any], path: str) -> None:
-    name = request["loss_fn"]
-    if name not in LOSSES:
-        known = ", ".join(sorted(LOSSES))
-        raise SignalError(
-            "unknown_loss",
-            f"There is no loss {name!r}; there are: {known}.",
-            param=f"{path}loss_fn",
+def _rows(
+    request: Mapping[str, Any],
+    target: Target,
+    path: str,
+    wrong: Sequence[Detail] = (),
+    **options: Any,
+) -> list[Row]:
+    """The rows of `batch_data`; what is wrong with them is raised together with `wrong`."""
+    try:
+        rows = compile_batch(
+            request["batch_data"],
+            target.tokenizer,
+            max_length=target.facts.config["max_seq_length"],
+            vocab_size=target.model.vocab_size,
+            param=f"{path}batch_data",
+            options_param=f"{path}loss_kwargs",
+            max_group=target.max_group,
+            **options,
         )
-    raise_all(
-        Detail(f"{path}loss_kwargs.{key}", "unknown_option", f"{name} has no option {key!r}.")
-        for key in request["loss_kwargs"]
-        if key not in LOSSES[name]
-    )
+    except SignalError as error:
+        raise_all((*wrong, *(error.details or [Detail(error.param, error.code, error.message)])))
+        raise
+    raise_all(wrong)
+    return rows
 
 
 def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compiled:

@@ -63,7 +63,7 @@ def test_every_wrong_row_is_named_with_its_own_code(target: Target) -> None:
 
 def test_losses_and_their_options(target: Target) -> None:
     rows = [{"tokens": [1, 2]}]
-    unknown = refused(target, "forward_backward", batch_data=rows, loss_fn="dpo")
+    unknown = refused(target, "forward_backward", batch_data=rows, loss_fn="magic")
     assert (unknown.code, unknown.param) == ("unknown_loss", "loss_fn")
     option = refused(target, "forward_backward", batch_data=rows, loss_kwargs={"beta": 1})
     assert (option.code, option.param) == ("unknown_option", "loss_kwargs.beta")
