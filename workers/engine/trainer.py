@@ -18,11 +18,12 @@ from torch import Tensor
 from schemas.errors import SignalError
 from workers.engine.adamw import AdamW, AdamWSettings
 from workers.engine.base import Base
-from workers.engine.batch import Batch, make_batch
+from workers.engine.batch import check_rows
 from workers.engine.export import export_adapter
-from workers.engine.logprob import token_logprobs
 from workers.engine.lora import Adapter, LoraSpec
-from workers.engine.losses import Loss, Reduction, resolve_loss
+from workers.engine.losses import Reduction, resolve_loss
+from workers.engine.objective import Objective
+from workers.engine.passes import gradient_of
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class _Accumulation:
     @property
     def divisor(self) -> float:
         """What the sum is divided by before it is applied."""
-        return self.weight if self.reduction == "mean" else 1.0
+        return 1.0 if self.reduction == "sum" else self.weight
 
 
 class Trainer:
@@ -82,64 +83,31 @@ class Trainer:
     ) -> dict[str, Any]:
         """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
 
-        The result: loss (nats; the weighted mean for a mean loss, the sum divided by num_tokens
-        for a sum), loss_sum, num_tokens (positions of a weight other than 0), grad_norm (L2, as it would be
-        applied alone), metrics, step. Raises SignalError unknown_loss, unknown_option, mixed_reductions,
-        no_target_tokens, token_out_of_range, sequence_too_long, non_finite.
+        The result: loss (nats; divided by what the loss is a mean over, for a sum by num_tokens), loss_sum,
+        num_tokens (entries of a weight other than 0), grad_norm (L2, as it would be applied alone),
+        metrics (of the loss), step. Raises SignalError unknown_loss, unknown_option, mixed_reductions,
+        no_target_tokens, token_out_of_range, sequence_too_long, validation_error, non_finite.
         """
         loss = resolve_loss(loss_fn, loss_kwargs)
         earlier = self._accumulation if accumulate else None
         if earlier is not None and earlier.reduction != loss.reduction:
             raise SignalError("mixed_reductions", param="loss_fn")
         base = self.base
-        batch = make_batch(
-            rows,
-            vocab_size=base.vocab_size,
-            context_length=base.context_length,
-            device=base.device,
-            dtype=self.adapter.master.dtype,
-        )
-        if loss.reduction == "mean" and batch.total_weight <= 0:
-            raise SignalError(
-                "validation_error",
-                f"{loss.name} is a mean: its weights must have a sum above 0.",
-                param="batch_data",
-            )
-        loss_sum, gradient, norm = self._gradient(batch, loss)
-        new = _Accumulation(gradient, batch.total_weight, loss.reduction, 1)
+        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        objective = Objective(loss, rows, base.device, self.adapter.master.dtype)
+        found = gradient_of(base, self.adapter, objective, checkpoint=self.gradient_checkpointing)
+        new = _Accumulation(found.gradient, objective.divisor, loss.reduction, 1)
+        counted = objective.num_tokens or 1
         result = {
-            "loss": loss_sum
-            / (batch.total_weight if loss.reduction == "mean" else batch.num_tokens),
-            "loss_sum": loss_sum,
-            "num_tokens": batch.num_tokens,
-            "grad_norm": norm / new.divisor,
-            "metrics": {},
+            "loss": found.loss_sum / (counted if loss.reduction == "sum" else objective.divisor),
+            "loss_sum": found.loss_sum,
+            "num_tokens": objective.num_tokens,
+            "grad_norm": found.norm / new.divisor,
+            "metrics": found.metrics,
             "step": self.step,
         }
         self._accumulation = new if earlier is None else _joined(earlier, new)
         return result
-
-    def _gradient(self, batch: Batch, loss: Loss) -> tuple[float, Tensor, float]:
-        with self.base.activated(self.adapter):
-            hidden = self.base.decoder.hidden(batch.tokens, checkpoint=self.gradient_checkpointing)
-            chosen = (
-                hidden if batch.num_tokens == len(hidden) else hidden.index_select(0, batch.index)
-            )
-            logprobs = token_logprobs(chosen, batch.targets, self.base.decoder.head)
-            loss_sum = loss.function(logprobs, batch.weights)
-            parts = torch.autograd.grad(
-                loss_sum, self.adapter.leaves, allow_unused=True, materialize_grads=True
-            )
-        gradient = torch.cat([part.reshape(-1) for part in parts]).to(self.adapter.master.dtype)
-        norm = torch.linalg.vector_norm(gradient)
-        # One transfer: on a GPU each .item() waits for all that is queued.
-        value, length = torch.stack((loss_sum.detach().to(norm.dtype), norm)).tolist()
-        if not (math.isfinite(value) and math.isfinite(length)):
-            raise SignalError(
-                "non_finite",
-                f"The loss ({value:g}) or its gradient is not finite; nothing was changed.",
-            )
-        return value, gradient, length
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
         """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.

@@ -91,7 +91,8 @@ def test_the_two_reductions_do_not_mix(trainer: Make) -> None:
 
 def test_losses_and_options_are_known_by_name(trainer: Make) -> None:
     run = trainer()
-    assert _code(lambda: run.forward_backward(ROWS, "dpo", {}, True)) == ("unknown_loss", "loss_fn")
+    magic = partial(run.forward_backward, ROWS, "magic", {}, True)
+    assert _code(magic) == ("unknown_loss", "loss_fn")
     unknown = partial(run.forward_backward, ROWS, "causal_lm", {"beta": 1}, True)
     assert _code(unknown) == ("unknown_option", "loss_kwargs.beta")
     assert _code(lambda: run.optim_step(momentum=0.9)) == ("unknown_option", "momentum")

@@ -1,0 +1,65 @@
+"""What a loss counts in rows: the entries whose weight is not 0, as flat arrays on the host.
+
+Knows nothing of how sequences are laid out for a forward pass: padded or packed, log-probabilities come
+back in the order of these entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from workers.text.rows import Row
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Counted:
+    """N entries, rows one after another, positions ascending, the K targets of a position side by side.
+
+    `rows` [N] and `positions` [N] say where each entry is, `targets` [N] which token, `weights` [N] (float64)
+    with what weight; all int64 but the weights.
+    """
+
+    rows: Array
+    positions: Array
+    targets: Array
+    weights: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def array(self, rows: Sequence[Row], name: str) -> Array:
+        """The rows' numbers `name` at each entry [N], float32. Raises KeyError where a row has none."""
+        lengths = [len(row) for row in rows]
+        starts = np.cumsum([0, *lengths[:-1]])
+        joined = np.concatenate(
+            [np.frombuffer(memoryview(row.arrays[name]), np.float32) for row in rows]
+        )
+        found: Array = joined[starts[self.rows] + self.positions]
+        return found
+
+
+def counted(rows: Sequence[Row]) -> Counted:
+    """The counted entries of `rows`, which are not empty."""
+    weights = [np.frombuffer(memoryview(row.weights), np.float32) for row in rows]
+    chosen = [np.flatnonzero(part) for part in weights]
+    widths = [row.width for row in rows]
+    return Counted(
+        np.repeat(np.arange(len(rows)), [len(part) for part in chosen]),
+        np.concatenate([part // k for part, k in zip(chosen, widths, strict=True)]),
+        np.concatenate(
+            [
+                np.frombuffer(memoryview(row.targets), np.int32)[part]
+                for row, part in zip(rows, chosen, strict=True)
+            ]
+        ).astype(np.int64),
+        np.concatenate([part[at] for part, at in zip(weights, chosen, strict=True)]).astype(
+            np.float64
+        ),
+    )

@@ -1,0 +1,197 @@
+"""A loss bound to the rows of one call: what it needs before the first forward pass, and its value on parts.
+
+This is the seam between losses and batching. Whoever runs the model
+
+1. makes an `Objective` of the call's rows,
+2. where `needs_reference`, gives `set_reference` the log-probabilities of the bare base,
+3. where `statistic_rows` is not empty, gives `set_statistics` those of the adapted model on these rows,
+4. calls `evaluate` on parts of `trained`, cut only between `units`, with differentiable log-probabilities,
+   and differentiates each `loss_sum`,
+5. divides the sum of the gradients by `divisor` when a step is taken, and gets `metrics` of the outputs.
+
+Log-probabilities are always [N] in the order of `counted` of the rows in question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas.errors import SignalError
+from workers.engine.counted import counted
+from workers.engine.losses.form import (
+    DIVISORS,
+    BoundLoss,
+    LossInput,
+    LossOutput,
+    Metrics,
+    merged,
+)
+
+if TYPE_CHECKING:
+    from workers.text.rows import Row
+
+# What a row may give instead of the reference's log-probability of each token.
+_ROW_REFERENCE = "ref_logps"
+
+
+class Objective:
+    """One call's loss. Rows are named by their index in `rows`."""
+
+    def __init__(
+        self, loss: BoundLoss, rows: Sequence[Row], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """`dtype` is that of weights and arrays. Raises SignalError for rows that the loss cannot take."""
+        self.loss, self.rows, self.device, self.dtype = loss, rows, device, dtype
+        self.trained = [index for index, row in enumerate(rows) if row.trained]
+        entries = [counted([row]) for row in rows]
+        self.sizes = [len(one) for one in entries]
+        weight = sum(float(entries[index].weights.sum()) for index in self.trained)
+        self.num_tokens = sum(self.sizes[index] for index in self.trained)
+        self.constants: dict[str, float] = {
+            "weight": weight,
+            "tokens": float(self.num_tokens),
+            "rows": float(len(self.trained)),
+            "pairs": len(self.trained) / 2,
+            "calls": 1.0,
+        }
+        self._reference: list[Tensor] | None = None
+        self._check()
+
+    @property
+    def units(self) -> list[list[int]]:
+        """The trained rows, in order; those of one unit must be in one part."""
+        if not self.loss.loss.paired:
+            return [[index] for index in self.trained]
+        return [list(unit) for _, unit in groupby(self.trained, key=self.example)]
+
+    @property
+    def divisor(self) -> float:
+        """This call's share in what the accumulated gradient is divided by; 1 for a sum."""
+        name = DIVISORS.get(self.loss.reduction)
+        return 1.0 if name is None else self.constants[name]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the log-probabilities of the bare base are wanted: of every row, untrained ones too."""
+        return self.loss.needs_reference and not all(
+            "ref_logprobs" in row.arrays or _ROW_REFERENCE in row.values for row in self.rows
+        )
+
+    @property
+    def statistic_rows(self) -> list[int]:
+        """Rows whose log-probabilities a statistic of the batch is made of, before the first part."""
+        if self.loss.loss.statistics is None:
+            return []
+        untrained = [index for index, row in enumerate(self.rows) if not row.trained]
+        return untrained or list(self.trained)
+
+    def set_reference(self, logprobs: Tensor) -> None:
+        """The bare base's log-probabilities of all rows, without gradient."""
+        self._reference = list(torch.split(logprobs.detach().to(self.dtype), self.sizes))
+
+    def set_statistics(self, logprobs: Tensor) -> None:
+        """The adapted model's log-probabilities of `statistic_rows`, without gradient."""
+        statistics, indices = self.loss.loss.statistics, self.statistic_rows
+        assert statistics is not None, "only for a loss with statistics"
+        with torch.no_grad():
+            found = statistics(self.part(indices, logprobs.detach()), self.loss.options)
+        self.constants |= found
+
+    def evaluate(
+        self, indices: Sequence[int], logprobs: Tensor, entropy: Tensor | None = None
+    ) -> LossOutput:
+        """The loss of the rows `indices`, whole units in their order."""
+        return self.loss(self.part(indices, logprobs, entropy))
+
+    def part(
+        self, indices: Sequence[int], logprobs: Tensor, entropy: Tensor | None = None
+    ) -> LossInput:
+        """What the loss sees of the rows `indices`."""
+        rows = [self.rows[index] for index in indices]
+        entries = counted(rows)
+        arrays = {name: self._tensor(entries.array(rows, name)) for name in _common_arrays(rows)}
+        if self._reference is not None:
+            arrays["ref_logprobs"] = torch.cat([self._reference[index] for index in indices])
+        return LossInput(
+            logprobs=logprobs,
+            weights=self._tensor(entries.weights),
+            rows=torch.from_numpy(entries.rows).to(self.device),
+            row_count=len(rows),
+            arrays=arrays,
+            row_values=self._row_values(rows),
+            constants=self.constants,
+            entropy=entropy,
+        )
+
+    def metrics(self, parts: Sequence[Metrics]) -> dict[str, float]:
+        """The call's metrics from those of its parts."""
+        return merged(parts)
+
+    def blame(self, indices: Sequence[int], logprobs: Tensor) -> int | None:
+        """The first of the rows `indices` whose unit makes the loss or its slope not finite, or None."""
+        places = dict(
+            zip(indices, torch.split(logprobs.detach(), self._sizes(indices)), strict=True)
+        )
+        for unit in self.units:
+            if unit[0] not in places:
+                continue
+            own = torch.cat([places[index] for index in unit]).requires_grad_()
+            # An entropy term is finite wherever the log-probabilities are.
+            loss_sum = self.evaluate(unit, own, torch.zeros_like(own)).loss_sum
+            (slope,) = torch.autograd.grad(loss_sum, own, allow_unused=True, materialize_grads=True)
+            if not (own.isfinite().all() and loss_sum.isfinite() and slope.isfinite().all()):
+                return unit[0]
+        return None
+
+    def example(self, index: int) -> int:
+        """The place in the batch of the example that a row was made of."""
+        found = self.rows[index].example
+        return found if found >= 0 else index
+
+    def _sizes(self, indices: Sequence[int]) -> list[int]:
+        return [self.sizes[index] for index in indices]
+
+    def _check(self) -> None:
+        loss = self.loss
+        for index in self.trained:
+            row = self.rows[index]
+            for name in loss.spec.needs:
+                if name not in row.arrays and name not in row.values:
+                    raise SignalError(
+                        "validation_error",
+                        f"{loss.name} needs it.",
+                        param=f"batch_data.{self.example(index)}.{name}",
+                    )
+        if not self.num_tokens and not loss.spec.empty_rows:
+            raise SignalError(
+                "no_target_tokens",
+                "No position of the batch has a weight other than 0.",
+                param="batch_data",
+            )
+        if loss.reduction != "sum" and self.divisor <= 0:
+            raise SignalError(
+                "validation_error",
+                f"{loss.name} is a mean: its weights must have a sum above 0.",
+                param="batch_data",
+            )
+        if loss.loss.paired and any(len(unit) != 2 for unit in self.units):
+            raise SignalError(
+                "validation_error", f"{loss.name} takes pairs of rows.", param="batch_data"
+            )
+
+    def _row_values(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        names = [name for name in rows[0].values if all(name in row.values for row in rows)]
+        return {name: self._tensor(np.array([row.values[name] for row in rows])) for name in names}
+
+    def _tensor(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self.device, self.dtype)
+
+
+def _common_arrays(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[0].arrays if all(name in row.arrays for row in rows)]
