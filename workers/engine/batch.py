@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens` [B, T]; `index` [N] of the counted entries into the flattened B * T, and their `targets` [N]."""
+    """`tokens` [B, T]; for each counted entry its place in the flattened B * T, `index` [N], and its target,
+    `targets` [N]."""
 
     tokens: Tensor
     index: Tensor

@@ -37,7 +37,7 @@ def kl_baseline(data: LossInput, options: Options) -> Mapping[str, float]:
     it. Source: 2402.01306 section 4.1; the mismatched pairs are TRL's, each row with the response of the
     row before it.
     """
-    return {"kl": max(0.0, float(_log_ratios(data).mean()))}
+    return {"kl": max(0.0, _log_ratios(data).mean().item())}
 
 
 def _log_ratios(data: LossInput) -> Tensor:
