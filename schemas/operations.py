@@ -11,7 +11,7 @@ from schemas.examples import TrainingExample
 from schemas.fields import FiniteFloat, Input, OneOf, StrictBoolean, StrictInteger
 
 MAX_BATCH = 128
-KINDS = ("forward_backward", "optim_step", "sample", "save_state")
+KINDS = ("forward_backward", "forward", "optim_step", "sample", "save_state")
 NAME = validate.Regexp(
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
     error="1 to 100 of A-Z a-z 0-9 . _ -, not beginning with a mark.",
@@ -51,19 +51,52 @@ class ForwardBackwardRequest(Placed):
         load_default="causal_lm",
         validate=validate.Length(1, 64),
         metadata={
-            "description": "causal_lm (mean over weighted tokens) or cross_entropy (weighted sum)."
+            "description": (
+                "causal_lm, cross_entropy, custom; dpo, ipo, simpo, orpo, kto, reward_modeling; "
+                "importance_sampling, ppo, grpo, gspo, cispo, dro, conservative_ppo; or an operator's own. "
+                "docs/losses.md has their formulas, rows and options."
+            )
         },
     )
     loss_kwargs = fields.Dict(
         keys=fields.String(),
         load_default=dict,
-        metadata={"description": "Options of the loss; these two take none."},
+        metadata={"description": "Options of the loss, such as `beta`; an unknown one is refused."},
     )
     accumulate = StrictBoolean(
         load_default=True,
         metadata={
             "description": (
                 "Add to the gradients since the last optim_step (true), or discard those first (false)."
+            )
+        },
+    )
+
+
+class ForwardRequest(Placed):
+    """POST /runs/{id}/forward: log-probabilities of the weights as they are here, without a gradient."""
+
+    batch_data = fields.List(
+        fields.Nested(TrainingExample),
+        required=True,
+        validate=validate.Length(1, MAX_BATCH),
+        metadata={
+            "description": (
+                "Rows as of forward_backward, of any loss: their tokens, targets and weights are read, what "
+                "only a loss looks at is not."
+            )
+        },
+    )
+    top_k = StrictInteger(
+        load_default=0,
+        validate=validate.Range(0, 20),
+        metadata={"description": "The likeliest tokens of each position, with log-probabilities."},
+    )
+    prompt_logprobs = StrictBoolean(
+        load_default=False,
+        metadata={
+            "description": (
+                "Every position (true), prompts included, or those alone that a loss would count."
             )
         },
     )
@@ -229,6 +262,7 @@ class SaveStateRequest(Placed):
 
 REQUESTS: dict[str, type[Placed]] = {
     "forward_backward": ForwardBackwardRequest,
+    "forward": ForwardRequest,
     "optim_step": OptimStepRequest,
     "sample": SampleRequest,
     "save_state": SaveStateRequest,

@@ -17,12 +17,13 @@ from schemas.losses import find_loss
 from web.runs.facts import RunFacts
 from workers.catalogue import ModelEntry
 from workers.queue.records import NewEntry
-from workers.text.batches import MAX_GROUP, compile_batch
+from workers.text.batches import MAX_GROUP, compile_batch, compile_forward
 from workers.text.prompts import render_prompts
 from workers.text.rows import Row, pack_rows
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
+MAX_FORWARD_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,27 @@ def _rows(
     return rows
 
 
+def _forward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    rows = compile_forward(
+        request["batch_data"],
+        target.tokenizer,
+        max_length=target.facts.config["max_seq_length"],
+        vocab_size=target.model.vocab_size,
+        prompt_logprobs=request["prompt_logprobs"],
+        param=f"{path}batch_data",
+    )
+    numbers = sum(len(row.targets) + 2 * request["top_k"] * len(row) for row in rows)
+    if numbers > MAX_FORWARD_NUMBERS:
+        raise SignalError(
+            "validation_error",
+            f"The answer would hold {numbers:,} numbers and may hold {MAX_FORWARD_NUMBERS:,}: ask for fewer "
+            "top_k or send fewer rows.",
+            param=f"{path}top_k",
+        )
+    body = {"top_k": request["top_k"], "rows": pack_rows(rows)}
+    return Compiled(_pack(body), sum(map(len, rows)))
+
+
 def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
     body = {name: value for name, value in request.items() if name not in ("lane", "client_seq")}
     return Compiled(_pack(body), on_error=request["on_error"])
@@ -161,6 +183,7 @@ def _complete(request: Mapping[str, Any], target: Target, path: str) -> Compiled
 _Compiler = Callable[[Mapping[str, Any], Target, str], Compiled]
 _COMPILERS: dict[str, _Compiler] = {
     "forward_backward": _forward_backward,
+    "forward": _forward,
     "optim_step": _optim_step,
     "sample": _sample,
     "save_state": _save_state,

@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Batch:
     """`tokens` [B, T]; for each counted entry its place in the flattened B * T, `index` [N], and its target,
-    `targets` [N]."""
+    `targets` [N]. `every`: the entries are all positions, once each and in order."""
 
     tokens: Tensor
     index: Tensor
     targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
+    every: bool
 
 
 def make_batch(rows: Sequence[Row], device: torch.device) -> Batch:
@@ -41,10 +39,12 @@ def make_batch(rows: Sequence[Row], device: torch.device) -> Batch:
     for number, row in enumerate(rows):
         tokens[number, : len(row.tokens)] = np.frombuffer(row.tokens, np.int32)
     entries = counted(rows)
+    index = entries.rows * longest + entries.positions
     return Batch(
         torch.from_numpy(tokens).to(device),
-        torch.from_numpy(entries.rows * longest + entries.positions).to(device),
+        torch.from_numpy(index).to(device),
         torch.from_numpy(entries.targets).to(device),
+        np.array_equal(index, np.arange(tokens.size)),
     )
 
 

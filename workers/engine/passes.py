@@ -21,6 +21,7 @@ from workers.engine.entropy import token_entropy
 from workers.engine.logprob import token_logprobs
 from workers.engine.lora import Adapter
 from workers.engine.objective import Objective
+from workers.engine.scoring import top_logprobs
 
 if TYPE_CHECKING:
     from workers.text.rows import Row
@@ -43,10 +44,19 @@ def logprobs_of(base: Base, adapter: Adapter | None, rows: Sequence[Row]) -> Ten
         return token_logprobs(hidden_of(base, batch), batch.targets, base.decoder.head)
 
 
+def top_logprobs_of(
+    base: Base, adapter: Adapter | None, rows: Sequence[Row], top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `logprobs_of`, and the `top_k` likeliest tokens of each entry: log-probabilities and ids [N, K]."""
+    batch = make_batch(rows, base.device)
+    with base.activated(adapter), torch.no_grad():
+        return top_logprobs(hidden_of(base, batch), batch.targets, base.decoder.head, top_k)
+
+
 def hidden_of(base: Base, batch: Batch, *, checkpoint: bool = False) -> Tensor:
     """Final hidden states [N, H] at the counted entries of `batch`."""
     hidden = base.decoder.hidden(batch.tokens, checkpoint=checkpoint)
-    return hidden if len(batch) == len(hidden) else hidden.index_select(0, batch.index)
+    return hidden if batch.every else hidden.index_select(0, batch.index)
 
 
 def gradient_of(

@@ -23,8 +23,9 @@ from workers.engine.export import export_adapter
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.losses import Reduction, resolve_loss
 from workers.engine.objective import Objective
-from workers.engine.passes import gradient_of
+from workers.engine.passes import gradient_of, logprobs_of, top_logprobs_of
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
+from workers.engine.scoring import wire_rows
 
 if TYPE_CHECKING:
     from workers.text.rows import Row
@@ -108,6 +109,27 @@ class Trainer:
         }
         self._accumulation = new if earlier is None else _joined(earlier, new)
         return result
+
+    def forward(self, rows: Sequence[Row], top_k: int = 0) -> dict[str, Any]:
+        """Log-probabilities of the entries of `rows` whose weight is not 0; nothing is changed.
+
+        The result: rows as `scoring.wire_rows` makes them, with the `top_k` likeliest tokens of each
+        position, weights_step, metrics. Raises SignalError token_out_of_range, sequence_too_long, non_finite.
+        """
+        base, adapter = self.base, self.adapter
+        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        top: Sequence[Tensor] | None = (torch.zeros(0, 0),) * 2 if top_k else None
+        if not any(any(row.weights) for row in rows):
+            logprobs = torch.zeros(0)
+        elif top_k:
+            logprobs, *top = top_logprobs_of(base, adapter, rows, top_k)
+        else:
+            logprobs = logprobs_of(base, adapter, rows)
+        return {
+            "weights_step": self.step,
+            "rows": wire_rows(rows, logprobs, top),
+            "metrics": {"num_tokens": float(len(logprobs))},
+        }
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
         """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.

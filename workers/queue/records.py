@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("forward_backward", "optim_step", "sample", "save_state", "complete")
+KINDS = ("forward_backward", "forward", "optim_step", "sample", "save_state", "complete")
 FINISHED = ("completed", "failed", "cancelled")
 
 

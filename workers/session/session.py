@@ -80,6 +80,7 @@ class Session:
         self._done: dict[int, None] = {}
         self._primitives: dict[str, Callable[[Taken, dict[str, Any]], Outcome]] = {
             "forward_backward": self._forward_backward,
+            "forward": self._forward,
             "optim_step": self._optim_step,
             "sample": self._sample,
             "save_state": self._save_state,
@@ -161,6 +162,11 @@ class Session:
         result["metrics"]["input_tokens"] = float(taken.tokens)
         numbers = {name: result[name] for name in ("loss", "loss_sum", "num_tokens", "grad_norm")}
         return self._completed(taken, result, {**numbers, **result["metrics"]})
+
+    def _forward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
+        result = self.trainer.forward(unpack_rows(body["rows"]), body["top_k"])
+        result["metrics"]["input_tokens"] = float(taken.tokens)
+        return self._completed(taken, result, result["metrics"])
 
     def _optim_step(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         if taken.doomed_by is not None:

@@ -6,12 +6,13 @@ statistic of the batch needs. Everything wrong with a batch is named in one erro
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from schemas.errors import Detail, SignalError, raise_all
-from schemas.examples import form_of
+from schemas.examples import FORMS, form_of
 from schemas.losses import BUILT_IN, LossSpec, Options
 from workers.text import admission
 from workers.text.examples import Model, sequence_row
@@ -22,6 +23,8 @@ from workers.text.tokenizer import Tokenizer
 
 Example = Mapping[str, Any]
 MAX_GROUP = 64
+# Stands for no loss: every form is taken, and nothing need be counted.
+_FORWARD = replace(BUILT_IN["custom"], name="forward", forms=tuple(FORMS))
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,57 @@ def compile_batch(
     model = Model(tokenizer, max_length, vocab_size)
     resolved = loss.resolved(options or {})
     batch = _Batch(model, loss, resolved, _group_advantages(examples, resolved))
-    rows: list[Row] = []
-    for index, example in enumerate(examples):
-        try:
-            make = _MAKERS[form_of(example) or ""]
-            rows += make(batch, example, index, f"{param}.{index}")
-        except SignalError as error:
-            details += error.details or [Detail(error.param, error.code, error.message)]
-    raise_all(details)
+    rows = _made(batch, examples, param)
     if loss.mismatched:
         rows += _mismatched(batch)
     return rows
 
 
+def compile_forward(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    vocab_size: int,
+    prompt_logprobs: bool = False,
+    param: str = "batch_data",
+) -> list[Row]:
+    """Rows of any form whose weights are 1 where a log-probability is wanted and 0 elsewhere.
+
+    Wanted are the positions that a loss would count, or with `prompt_logprobs` every position that has a
+    target. Raises as `compile_batch`.
+    """
+    batch = _Batch(
+        Model(tokenizer, max_length, vocab_size), _FORWARD, {}, _group_advantages(examples, {})
+    )
+    wanted = []
+    for row in _made(batch, examples, param):
+        weights = array("f", [float(weight != 0) for weight in row.weights])
+        if prompt_logprobs:
+            weights = array("f", [1.0]) * len(weights)
+            if "targets" not in examples[row.example] and "tokens" in examples[row.example]:
+                # The place after the last token, which has no target.
+                weights[-1] = 0.0
+        wanted.append(Row(row.tokens, row.targets, weights, example=row.example))
+    return wanted
+
+
+def _made(batch: _Batch, examples: Sequence[Example], param: str) -> list[Row]:
+    """The rows of all examples; what is wrong with any of them is raised together."""
+    rows: list[Row] = []
+    wrong: list[Detail] = []
+    for index, example in enumerate(examples):
+        try:
+            rows += _MAKERS[form_of(example) or ""](batch, example, index, f"{param}.{index}")
+        except SignalError as error:
+            wrong += error.details or [Detail(error.param, error.code, error.message)]
+    raise_all(wrong)
+    return rows
+
+
 def _group_advantages(examples: Sequence[Example], options: Options) -> dict[int, Sequence[float]]:
     groups = {i: one["responses"] for i, one in enumerate(examples) if "responses" in one}
+    groups = {i: responses for i, responses in groups.items() if responses}
     rewards = [[one["reward"] for one in responses] for responses in groups.values()]
     found = group_advantages(rewards, options.get("scale_rewards", "group"))
     return dict(zip(groups, found, strict=True))
@@ -100,6 +139,8 @@ def _preference(batch: _Batch, example: Example, index: int, param: str) -> Iter
 
 def _group(batch: _Batch, example: Example, index: int, param: str) -> Iterator[Row]:
     responses = example["responses"]
+    if not responses:
+        raise SignalError("validation_error", "The group is empty.", param=f"{param}.responses")
     contents = {}
     for place, response in enumerate(responses):
         name = "text" if "text" in response else "tokens"
@@ -131,7 +172,7 @@ def _credited(
     gamma, values = options.get("gamma", 1.0), arrays.get("values")
     if values is None:
         return {"advantages": discounted(reward, length, gamma)}
-    advantages = generalized_advantages(reward, values, gamma, options["lam"])
+    advantages = generalized_advantages(reward, values, gamma, options.get("lam", 1.0))
     returns = [advantage + value for advantage, value in zip(advantages, values, strict=True)]
     return {"advantages": advantages, "returns": returns}
 

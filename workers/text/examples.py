@@ -66,7 +66,7 @@ def sequence_row(
         where = f"{param}.text"
         ids = model.tokenizer.encode(example["text"], param=where)
         row = _shifted(ids, array("f", [1.0]) * len(ids), model, where, number)
-    if not empty_rows and not any(row.weights):
+    if not len(row) or not (empty_rows or any(row.weights)):
         raise _no_targets(example, param)
     return row
 

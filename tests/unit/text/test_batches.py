@@ -9,7 +9,7 @@ import pytest
 from schemas.errors import SignalError
 from schemas.examples import TrainingExample
 from schemas.losses import find_loss
-from workers.text.batches import compile_batch
+from workers.text.batches import compile_batch, compile_forward
 from workers.text.rows import Row
 from workers.text.tokenizer import Tokenizer
 
@@ -178,3 +178,38 @@ def test_an_option_that_the_rows_leave_without_effect(tiny: Tokenizer) -> None:
     assert wrong(tiny, [ANSWER], "ppo", lam=0.5, gamma=0.9)[0][0] == "loss_kwargs.lam"
     # Spelled out, the default is what it was.
     assert rows(tiny, [row], "grpo", scale_rewards="group")
+
+
+def forward(tokenizer: Tokenizer, examples: list[Any], **options: Any) -> list[Row]:
+    loaded = [TrainingExample().load(example) for example in examples]
+    return compile_forward(loaded, tokenizer, max_length=64, vocab_size=400, **options)
+
+
+def test_forward_takes_rows_of_any_loss(tiny: Tokenizer) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    rows_ = forward(tiny, [ROW, PAIR, GROUP, ANSWER, LIKED, chat, {"text": "one two"}])
+    assert [row.example for row in rows_] == [0, 1, 1, 2, 2, 3, 4, 5, 6]
+    assert not any(row.arrays or row.values for row in rows_)
+    assert list(rows_[1].weights) == [0.0, 1.0, 1.0, 1.0]
+    every = forward(tiny, [PAIR, {"tokens": [5, 6, 7]}, chat], prompt_logprobs=True)
+    assert list(every[0].weights) == [1.0] * 4
+    # After the last token of a row without targets nothing is predicted.
+    assert list(every[2].weights) == [1.0, 1.0, 0.0]
+    assert all(every[3].weights)
+
+
+def test_forward_counts_what_a_loss_would(tiny: Tokenizer) -> None:
+    weighted = {"tokens": [5, 6], "targets": [[7, 8], [9, 10]], "weights": [[-2, 0], [0, 0]]}
+    (row,) = forward(tiny, [weighted])
+    assert list(row.weights) == [1.0, 0.0, 0.0, 0.0]
+    assert list(forward(tiny, [{**ROW, "weights": [0, 0, 0]}])[0].weights) == [0.0] * 3
+
+
+def test_forward_names_every_wrong_field(tiny: Tokenizer) -> None:
+    with pytest.raises(SignalError) as caught:
+        forward(tiny, [{"text": "a"}, {"prompt": "a", "responses": []}, {"tokens": [400]}])
+    assert [detail.param for detail in caught.value.details] == [
+        "batch_data.0.text",
+        "batch_data.1.responses",
+        "batch_data.2.tokens.0",
+    ]
