@@ -19,7 +19,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test check format bench docs-errors clean
+.PHONY: help setup model demo unit test check format bench docs-errors docs-losses clean
 
 ##@ Use it
 help: ## this list
@@ -61,6 +61,9 @@ bench: setup model ## latencies and throughput as JSON
 
 docs-errors: setup ## docs/errors.md from schemas/errors.py
 	@$(PYTHON) deploy/docs_errors.py
+
+docs-losses: setup ## docs/losses.md from schemas/losses/
+	@$(PYTHON) deploy/docs_losses.py
 
 clean: ## remove caches and build outputs; the environment and the data stay
 	@rm -rf .cache build dist ./*.egg-info client_lib/*.egg-info client_lib/build

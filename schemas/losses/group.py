@@ -30,7 +30,7 @@ LOSSES = (
             "Shao et al. 2024 (2402.03300), Liu et al. 2025 (2503.20783), Yu et al. 2025 (2503.14476); "
             "loss_type as in TRL"
         ),
-        mean_over="by loss_type",
+        divided_by="by loss_type",
         implementation="workers.engine.losses.grpo:LOSS",
         forms=("tokens", "group"),
         needs=("advantages",),
@@ -84,7 +84,7 @@ LOSSES = (
         source=(
             "Zheng et al. 2025 (2507.18071) eq. 5 and 13; gspo_token, a sum over tokens, is Tinker's `gspo`"
         ),
-        mean_over="rows; gspo_token: a sum",
+        divided_by="rows; gspo_token: nothing",
         implementation="workers.engine.losses.gspo:LOSS",
         forms=("tokens", "group"),
         needs=("advantages",),

@@ -42,7 +42,7 @@ CLIP = {
     "clip_ratio/high_mean": "Share of tokens clipped above.",
     "clip_ratio/region_mean": "Share of tokens clipped.",
 }
-_SUM = "nothing: a sum"
+_SUM = "nothing"
 _R = "r = exp(lp − logprobs)"
 
 
@@ -57,7 +57,7 @@ LOSSES = (
         summary="Policy gradient, corrected for the sampler's distribution.",
         formula=f"−Σ w·r·A, {_R}",
         source="Tinker, `importance_sampling`",
-        mean_over=_SUM,
+        divided_by=_SUM,
         implementation="workers.engine.losses.importance_sampling:LOSS",
         forms=_ANY,
         needs=("logprobs", "advantages"),
@@ -73,7 +73,7 @@ LOSSES = (
             + _R
         ),
         source="Schulman et al. 2017 (1707.06347) eq. 7 and 9; a sum as Tinker's `ppo`",
-        mean_over=_SUM,
+        divided_by=_SUM,
         implementation="workers.engine.losses.ppo:LOSS",
         forms=_ANY,
         needs=("logprobs", "advantages"),
@@ -126,8 +126,8 @@ LOSSES = (
         name="cispo",
         summary="Policy gradient whose ratio is clipped and held constant.",
         formula=f"−Σ w·sg(clip(r, low, high))·A·lp, {_R}, sg: no gradient",
-        source="MiniMax 2025 (2506.13585) eq. 4; a sum as Tinker's `cispo`",
-        mean_over=_SUM,
+        source="MiniMax 2025 (2506.13585); a sum as Tinker's `cispo`",
+        divided_by=_SUM,
         implementation="workers.engine.losses.cispo:LOSS",
         forms=_ANY,
         needs=("logprobs", "advantages"),
@@ -145,7 +145,7 @@ LOSSES = (
         summary="Direct reward optimization: off-policy, with a quadratic bound on the log-ratio.",
         formula="−Σ w·(A·lp − ½β(lp − logprobs)²)",
         source="Richemond et al. 2024 (2405.19107); as Tinker's `dro`",
-        mean_over=_SUM,
+        divided_by=_SUM,
         implementation="workers.engine.losses.dro:LOSS",
         forms=_ANY,
         needs=("logprobs", "advantages"),
@@ -161,7 +161,7 @@ LOSSES = (
         summary="Policy gradient held near the sampler by a KL penalty in place of a clip.",
         formula=f"Σ w·(−r·A + β·(r − 1 − log r)), {_R}",
         source="Schulman et al. 2017 (1707.06347) eq. 8, the KL estimated at the sampled tokens (k3)",
-        mean_over=_SUM,
+        divided_by=_SUM,
         implementation="workers.engine.losses.conservative_ppo:LOSS",
         forms=_ANY,
         needs=("logprobs", "advantages"),

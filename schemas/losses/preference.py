@@ -25,7 +25,7 @@ LOSSES = (
         summary="Direct preference optimization; the reference is the base with the adapter off.",
         formula="−(1−s)·log σ(βΔ) − s·log σ(−βΔ), Δ = (lp_c − ref_c) − (lp_r − ref_r), s label_smoothing",
         source="Rafailov et al. 2023 (2305.18290) eq. 7; Mitchell 2023 (cDPO) for the smoothing",
-        mean_over="pairs",
+        divided_by="pairs",
         implementation="workers.engine.losses.dpo:LOSS",
         forms=("preference",),
         options=(
@@ -46,7 +46,7 @@ LOSSES = (
         summary="Identity preference optimization, on log-ratios per token.",
         formula="(Δ − 1/(2β))², Δ = (lp_c − ref_c)/n_c − (lp_r − ref_r)/n_r, n tokens of the response",
         source="Azar et al. 2023 (2310.12036) eq. 17; per token as in TRL, which its authors confirmed",
-        mean_over="pairs",
+        divided_by="pairs",
         implementation="workers.engine.losses.ipo:LOSS",
         forms=("preference",),
         options=(_beta("The paper's τ."),),
@@ -58,7 +58,7 @@ LOSSES = (
         summary="Simple preference optimization: mean log-probabilities and a margin, no reference.",
         formula="−log σ(β·(lp_c/n_c − lp_r/n_r) − γ), γ simpo_gamma",
         source="Meng et al. 2024 (2405.14734) eq. 6",
-        mean_over="pairs",
+        divided_by="pairs",
         implementation="workers.engine.losses.simpo:LOSS",
         forms=("preference",),
         options=(
@@ -75,7 +75,7 @@ LOSSES = (
             "only the response is counted"
         ),
         source="Hong et al. 2024 (2403.07691) eq. 6 and 7",
-        mean_over="pairs",
+        divided_by="pairs",
         implementation="workers.engine.losses.orpo:LOSS",
         forms=("preference",),
         options=(_beta("The paper's λ."),),
@@ -94,7 +94,7 @@ LOSSES = (
             "lp − ref of each prompt with the response of the row before it)"
         ),
         source="Ethayarajh et al. 2024 (2402.01306) eq. 7; z as in TRL, over the rows of one call",
-        mean_over="rows",
+        divided_by="rows",
         implementation="workers.engine.losses.kto:LOSS",
         forms=("response",),
         needs=("label",),
@@ -120,7 +120,7 @@ LOSSES = (
         ),
         formula="−log σ(r_c − r_r − margin) + c·(r_c + r_r)², c center_rewards_coefficient",
         source="Bradley and Terry 1952; r by Rafailov et al. 2023 (2305.18290) eq. 5; c as in TRL",
-        mean_over="pairs",
+        divided_by="pairs",
         implementation="workers.engine.losses.reward_modeling:LOSS",
         forms=("preference",),
         options=(

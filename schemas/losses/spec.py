@@ -76,10 +76,10 @@ class Option:
 class LossSpec:
     """A loss by its data alone.
 
-    `implementation` is "module:NAME" of a `workers.engine.losses.Loss`. `forms` are those of
-    `schemas.examples.FORMS`; `needs` are fields that every row must give (a `token` row: a response's
-    advantages come from its reward), `takes` fields that every row of a batch gives or none. `metrics`
-    maps the names of a result's numbers to their meanings.
+    `divided_by` says what the sum is divided by when a step is taken, in words. `implementation` is
+    "module:NAME" of a `workers.engine.losses.Loss`. `forms` are those of `schemas.examples.FORMS`; `needs`
+    are fields that every row must give (the advantages of a response come from its reward), `takes` fields
+    that every row of a batch gives or none. `metrics` maps the names of a result's numbers to meanings.
 
     `signed_weights`: weights may be negative. `empty_rows`: a row in which nothing counts is no mistake.
     `wide`: K targets per position are allowed. `mismatched`: each row comes with a copy whose response is
@@ -91,7 +91,7 @@ class LossSpec:
     summary: str
     formula: str
     source: str
-    mean_over: str
+    divided_by: str
     implementation: str
     forms: tuple[str, ...]
     options: tuple[Option, ...] = ()

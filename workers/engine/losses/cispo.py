@@ -11,8 +11,8 @@ def cispo(data: LossInput, options: Options) -> LossOutput:
     """L = sum_i -w[i] * sg(clip(r[i], low, high)) * A[i] * lp[i], divided by nothing.
 
     r = exp(lp - q); `lp` and `q` [N] in nats, `A` [N] in the reward's unit; sg stops the gradient, so that
-    clipped tokens still learn, with a bounded weight. Source: MiniMax 2025 (2506.13585) eq. 4; sum and
-    bounds as Tinker's `cispo`.
+    clipped tokens still learn, with a bounded weight. Source: MiniMax 2025 (2506.13585); sum and bounds
+    as Tinker's `cispo`.
     """
     advantages, log_ratios = data.arrays["advantages"], log_ratio(data)
     low, high = options["clip_low_threshold"], options["clip_high_threshold"]

@@ -51,7 +51,7 @@ def test_the_token_form_equals_tinker(masked: bool) -> None:
 
 
 def test_both_forms_have_one_gradient_up_to_the_length() -> None:
-    """Equation 15 of the paper: with one advantage per response the two forms learn the same."""
+    """As the paper shows: with one advantage per response the two forms learn the same."""
     padded, options = sampled(), {"epsilon": 0.5, "epsilon_high": 0.5}
     whole, _ = compute("gspo", padded, options)
     token, _ = compute("gspo", padded, {**options, "loss_type": "gspo_token"})
