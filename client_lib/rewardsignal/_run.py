@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from rewardsignal import _operations as bodies
+from rewardsignal._custom import CustomLoss, differentiated
 from rewardsignal._exceptions import ConflictError, NotFoundError
 from rewardsignal._files import download_artifact
 from rewardsignal._futures import APIFuture
@@ -27,6 +28,7 @@ from rewardsignal._schemas import (
     ChatTemplateResult,
     DetokenizeResult,
     ForwardBackwardResult,
+    ForwardResult,
     MetricRow,
     ModelInfo,
     OperationList,
@@ -76,8 +78,9 @@ class SignalRun:
     ) -> ForwardBackwardResult:
         """Compute a loss and add its gradient to the accumulation.
 
-        `batch` holds 1 to 128 examples, each `{"text": …}`, `{"messages": […]}` or
-        `{"tokens": […], "targets": […], "weights": […]}`.
+        `batch` holds 1 to 128 examples: `{"text": …}`, `{"messages": […]}`, `{"tokens": […], …}`,
+        `{"prompt": …, "chosen": …, "rejected": …}`, `{"prompt": …, "responses": […]}` or
+        `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes.
         """
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._call(ForwardBackwardResult, "forward_backward", body)
@@ -93,6 +96,33 @@ class SignalRun:
         """Submit a `forward_backward`."""
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._submitter.submit_one("forward_backward", body)
+
+    def forward_backward_custom(
+        self, batch: Batch, loss: CustomLoss, *, accumulate: bool = True
+    ) -> ForwardBackwardResult:
+        """Train on a loss of one's own, in two passes.
+
+        `loss` gets the rows with their log-probabilities and returns its value, and for each row its
+        gradient by them (anything where they are None). The result's `loss` is that value.
+        """
+        value, rows = differentiated(loss, self.forward(batch).rows)
+        result = self.forward_backward(rows, "custom", accumulate=accumulate)
+        metrics = {**result.metrics, "surrogate_loss": result.loss_sum}
+        return dataclasses.replace(result, loss=value, metrics=metrics)
+
+    def forward(
+        self, batch: Batch, *, top_k: int = 0, prompt_logprobs: bool = False
+    ) -> ForwardResult:
+        """Log-probabilities of a batch under the weights as they are after everything submitted before."""
+        body = bodies.forward(batch, top_k, prompt_logprobs)
+        return self._call(ForwardResult, "forward", body)
+
+    def forward_async(
+        self, batch: Batch, *, top_k: int = 0, prompt_logprobs: bool = False
+    ) -> APIFuture[ForwardResult]:
+        """Submit a `forward`."""
+        body = bodies.forward(batch, top_k, prompt_logprobs)
+        return self._submitter.submit_one("forward", body)
 
     def optim_step(
         self, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]

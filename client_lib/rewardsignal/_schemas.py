@@ -231,13 +231,49 @@ class ForwardBackwardResult(Record):
     step: int
     """Optimizer steps taken before this call."""
     loss: float
-    """Mean over weighted tokens, in nats."""
+    """loss_sum over what the loss is a mean of (weights, rows, pairs); over num_tokens for a
+    sum."""
     loss_sum: float
-    """Weighted sum over tokens, in nats."""
+    """In nats, of the whole batch."""
     num_tokens: int
     """Tokens with a weight other than 0."""
     grad_norm: float
     """L2 norm of this call's gradient."""
+    metrics: dict[str, float]
+    """Of the loss, by the names in docs/losses.md; and input_tokens."""
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardRow(Record):
+    """One row of a forward: a preference gives two, the chosen one first, a group one per response."""
+
+    example: int
+    """Index in batch_data of what the row was made of."""
+    token_ids: list[int]
+    target_ids: list[Any]
+    """target_ids[i] is predicted after token_ids[i]; K each where given."""
+    logprobs: list[Any]
+    """Of target_ids, in the same shape, in nats; null where not computed."""
+    top_token_ids: list[Any] | None
+    """The top_k likeliest tokens of each position, or null."""
+    top_logprobs: list[Any] | None
+    """Their log-probabilities, greatest first, or null."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardResult(Record):
+    """Answer of forward."""
+
+    _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "rows": ForwardRow,
+        "timings": Timings,
+    }
+
+    seq: int
+    weights_step: int
+    """Optimizer steps behind the weights."""
+    rows: list[ForwardRow]
     metrics: dict[str, float]
     timings: Timings
 
@@ -650,6 +686,7 @@ CLOSED_STATUSES = frozenset(["cancelled", "completed", "failed"])
 
 RESULTS: Mapping[str, type[Record]] = {
     "forward_backward": ForwardBackwardResult,
+    "forward": ForwardResult,
     "optim_step": OptimStepResult,
     "sample": SampleResult,
     "save_state": SaveStateResult,
