@@ -62,12 +62,15 @@ def check_rows(rows: Sequence[Row], *, vocab_size: int, context_length: int) -> 
             f"A row has {longest} tokens; the model's context is {context_length}.",
             param="batch_data",
         )
-    for number, row in enumerate(rows):
-        if not _within(np.frombuffer(row.tokens, np.int32), vocab_size):
-            raise _out_of_range(number, row, "tokens", vocab_size)
-        entries = counted([row])
-        if len(entries) and not _within(entries.targets, vocab_size):
-            raise _out_of_range(number, row, "targets", vocab_size)
+    ids = [np.frombuffer(row.tokens, np.int32) for row in rows]
+    if not _within(np.concatenate(ids), vocab_size):
+        number = next(at for at, own in enumerate(ids) if not _within(own, vocab_size))
+        raise _out_of_range(number, rows[number], "tokens", vocab_size)
+    entries = counted(rows)
+    wrong = np.flatnonzero((entries.targets < 0) | (entries.targets >= vocab_size))
+    if len(wrong):
+        number = int(entries.rows[wrong[0]])
+        raise _out_of_range(number, rows[number], "targets", vocab_size)
 
 
 def _within(ids: np.ndarray, vocab_size: int) -> bool:

@@ -34,10 +34,15 @@ class Counted:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def sizes(self, count: int) -> list[int]:
+        """Entries of each of the `count` rows."""
+        found: list[int] = np.bincount(self.rows, minlength=count).tolist()
+        return found
+
     def array(self, rows: Sequence[Row], name: str) -> Array:
         """The rows' numbers `name` at each entry [N], float32. Raises KeyError where a row has none."""
-        lengths = [len(row) for row in rows]
-        starts = np.cumsum([0, *lengths[:-1]])
+        lengths = np.array([len(row) for row in rows])
+        starts = np.cumsum(lengths) - lengths
         joined = np.concatenate(
             [np.frombuffer(memoryview(row.arrays[name]), np.float32) for row in rows]
         )
@@ -46,20 +51,17 @@ class Counted:
 
 
 def counted(rows: Sequence[Row]) -> Counted:
-    """The counted entries of `rows`, which are not empty."""
-    weights = [np.frombuffer(memoryview(row.weights), np.float32) for row in rows]
-    chosen = [np.flatnonzero(part) for part in weights]
-    widths = [row.width for row in rows]
+    """The counted entries of `rows`, of which there is at least one."""
+    weights = np.concatenate([np.frombuffer(memoryview(row.weights), np.float32) for row in rows])
+    targets = np.concatenate([np.frombuffer(memoryview(row.targets), np.int32) for row in rows])
+    sizes = np.array([len(row.weights) for row in rows])
+    lengths = np.array([len(row) for row in rows])
+    chosen = np.flatnonzero(weights)
+    numbers = np.repeat(np.arange(len(rows)), sizes)[chosen]
+    starts = (np.cumsum(sizes) - sizes)[numbers]
     return Counted(
-        np.repeat(np.arange(len(rows)), [len(part) for part in chosen]),
-        np.concatenate([part // k for part, k in zip(chosen, widths, strict=True)]),
-        np.concatenate(
-            [
-                np.frombuffer(memoryview(row.targets), np.int32)[part]
-                for row, part in zip(rows, chosen, strict=True)
-            ]
-        ).astype(np.int64),
-        np.concatenate([part[at] for part, at in zip(weights, chosen, strict=True)]).astype(
-            np.float64
-        ),
+        numbers,
+        (chosen - starts) // (sizes // lengths)[numbers],
+        targets[chosen].astype(np.int64),
+        weights[chosen].astype(np.float64),
     )

@@ -6,7 +6,7 @@ This is the seam between losses and batching. Whoever runs the model
 2. where `needs_reference`, gives `set_reference` the log-probabilities of the bare base,
 3. where `statistic_rows` is not empty, gives `set_statistics` those of the adapted model on these rows,
 4. calls `evaluate` on parts of `trained`, cut only between `units`, with differentiable log-probabilities,
-   and differentiates each `loss_sum`,
+   and differentiates each `loss_sum` (the units in any order, the rows of each in theirs),
 5. divides the sum of the gradients by `divisor` when a step is taken, and gets `metrics` of the outputs.
 
 Log-probabilities are always [N] in the order of `counted` of the rows in question.
@@ -49,10 +49,11 @@ class Objective:
         """`dtype` is that of weights and arrays. Raises SignalError for rows that the loss cannot take."""
         self.loss, self.rows, self.device, self.dtype = loss, rows, device, dtype
         self.trained = [index for index, row in enumerate(rows) if row.trained]
-        entries = [counted([row]) for row in rows]
-        self.sizes = [len(one) for one in entries]
-        weight = sum(float(entries[index].weights.sum()) for index in self.trained)
+        self._entries = counted(rows)
+        self.sizes = self._entries.sizes(len(rows))
         self.num_tokens = sum(self.sizes[index] for index in self.trained)
+        kept = np.array([row.trained for row in rows])[self._entries.rows]
+        weight = float(self._entries.weights[kept].sum())
         self.constants: dict[str, float] = {
             "weight": weight,
             "tokens": float(self.num_tokens),
@@ -93,11 +94,13 @@ class Objective:
 
     def set_reference(self, logprobs: Tensor) -> None:
         """The bare base's log-probabilities of all rows, without gradient."""
+        self._check_finite(range(len(self.rows)), logprobs)
         self._reference = list(torch.split(logprobs.detach().to(self.dtype), self.sizes))
 
     def set_statistics(self, logprobs: Tensor) -> None:
         """The adapted model's log-probabilities of `statistic_rows`, without gradient."""
         statistics, indices = self.loss.loss.statistics, self.statistic_rows
+        self._check_finite(indices, logprobs)
         assert statistics is not None, "only for a loss with statistics"
         with torch.no_grad():
             found = statistics(self.part(indices, logprobs.detach()), self.loss.options)
@@ -114,7 +117,8 @@ class Objective:
     ) -> LossInput:
         """What the loss sees of the rows `indices`."""
         rows = [self.rows[index] for index in indices]
-        entries = counted(rows)
+        everything = list(indices) == list(range(len(self.rows)))
+        entries = self._entries if everything else counted(rows)
         arrays = {name: self._tensor(entries.array(rows, name)) for name in _common_arrays(rows)}
         if self._reference is not None:
             arrays["ref_logprobs"] = torch.cat([self._reference[index] for index in indices])
@@ -153,6 +157,13 @@ class Objective:
         """The place in the batch of the example that a row was made of."""
         found = self.rows[index].example
         return found if found >= 0 else index
+
+    def _check_finite(self, indices: Sequence[int], logprobs: Tensor) -> None:
+        bad = (~logprobs.isfinite()).nonzero()
+        if len(bad):
+            owners = np.repeat(np.array(indices), self._sizes(indices))
+            example = self.example(int(owners[int(bad[0])]))
+            raise SignalError("non_finite", param=f"batch_data.{example}")
 
     def _sizes(self, indices: Sequence[int]) -> list[int]:
         return [self.sizes[index] for index in indices]

@@ -80,6 +80,22 @@ def test_the_reference_goes_with_its_rows() -> None:
     assert (part.rows.tolist(), part.row_count) == ([0, 0, 1, 1], 2)
 
 
+def test_units_may_come_in_any_order() -> None:
+    found = objective("dpo", [*pair(0, margin=1.0), *pair(1, margin=2.0)])
+    found.set_reference(torch.arange(8.0))
+    part = found.part([2, 3, 0, 1], torch.zeros(8))
+    assert part.arrays["ref_logprobs"].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
+    assert part.row_values["margin"].tolist() == [2, 2, 1, 1]
+    assert part.rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_reference_that_is_not_finite_names_its_example() -> None:
+    found = objective("dpo", [*pair(3), *pair(8)])
+    with pytest.raises(SignalError) as caught:
+        found.set_reference(torch.tensor([0.0] * 5 + [float("nan")] + [0.0] * 2))
+    assert (caught.value.code, caught.value.param) == ("non_finite", "batch_data.8")
+
+
 def test_statistics_come_of_the_untrained_rows() -> None:
     rows = [row([1, 1], values={"label": 1.0}), row([1, 1], values={"label": 0.0})]
     rows += [row([0, 1], trained=False, example=index) for index in range(2)]
