@@ -191,10 +191,15 @@ class Objective:
                 f"{loss.name} is a mean: its weights must have a sum above 0.",
                 param="batch_data",
             )
-        if loss.loss.paired and any(len(unit) != 2 for unit in self.units):
+        if loss.loss.paired and not all(map(self._is_pair, self.units)):
             raise SignalError(
-                "validation_error", f"{loss.name} takes pairs of rows.", param="batch_data"
+                "validation_error",
+                f"{loss.name} takes pairs of rows, the chosen one first.",
+                param="batch_data",
             )
+
+    def _is_pair(self, unit: Sequence[int]) -> bool:
+        return [self.rows[index].values.get("chosen") for index in unit] == [1.0, 0.0]
 
     def _row_values(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         names = [name for name in rows[0].values if all(name in row.values for row in rows)]

@@ -58,8 +58,9 @@ def test_a_pair_is_a_unit() -> None:
     assert found.needs_reference
     assert not objective("dpo", pair(0, ref_logps=-1.0)).needs_reference
     assert not objective("simpo", pair(0)).needs_reference
-    with pytest.raises(SignalError):
-        objective("dpo", pair(0)[:1])
+    for wrong in (pair(0)[:1], pair(0)[::-1], [*pair(0), *pair(0)]):
+        with pytest.raises(SignalError):
+            objective("dpo", wrong)
 
 
 def test_a_given_reference_is_not_computed() -> None:

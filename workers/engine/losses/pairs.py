@@ -36,10 +36,9 @@ def sides(data: LossInput) -> tuple[Side, Side]:
     """The chosen and the rejected responses: rows of a pair are neighbours, the chosen one first."""
     logps, tokens = data.row_sums(data.logprobs * data.weights), data.row_weights()
     reference = reference_sums(data)
-    of_chosen = data.row_values["chosen"] > 0
     chosen, rejected = (
-        Side(logps[which], tokens[which], None if reference is None else reference[which])
-        for which in (of_chosen, ~of_chosen)
+        Side(logps[at::2], tokens[at::2], None if reference is None else reference[at::2])
+        for at in (0, 1)
     )
     return chosen, rejected
 

@@ -22,7 +22,7 @@ def reward_modeling(data: LossInput, options: Options) -> LossOutput:
     chosen, rejected = sides(data)
     better, worse = options["beta"] * chosen.log_ratios, options["beta"] * rejected.log_ratios
     margin = data.row_values.get("margin")
-    wanted = 0.0 if margin is None else margin[data.row_values["chosen"] > 0]
+    wanted = 0.0 if margin is None else margin[0::2]
     loss = -logsigmoid(better - worse - wanted)
     loss = loss + options["center_rewards_coefficient"] * (better + worse) ** 2
     metrics = {
