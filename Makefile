@@ -11,6 +11,8 @@ TORCH ?= auto
 # DATA=my.jsonl STEPS=50 are passed to the demo.
 DATA ?=
 STEPS ?=
+# SEED=7 is what `make chaos` draws from; without it another one each time, which it says.
+SEED ?=
 
 PYTHON := .venv/bin/python
 PACKAGES := gpu_pool schemas web workers
@@ -19,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test check format bench docs-errors docs-losses clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm docs-errors docs-losses clean
 
 ##@ Use it
 help: ## this list
@@ -42,8 +44,12 @@ model: setup ## SmolLM2-135M-Instruct in .signal/models (98 MB once)
 unit: setup ## the unit tests: no model, no sockets, seconds
 	@$(PYTHON) -m pytest -q tests/unit
 
-test: setup ## all tests: unit, contract, a real stack, and the GPU's where there is one
-	@$(PYTHON) -m pytest -q $(wildcard tests/unit tests/contract tests/integration tests/gpu)
+test: setup ## all tests: unit, contract, a real stack, a short chaos, and the GPU's where there is one
+	@$(PYTHON) -m pytest -q $(wildcard tests/unit tests/contract tests/integration tests/chaos tests/gpu)
+
+chaos: setup ## kill everything at every moment, for half an hour: no number may change (SEED=7)
+	@seed="$(SEED)"; export CHAOS_SEED="$${seed:-$$RANDOM}"; echo "SEED=$$CHAOS_SEED"; \
+	$(PYTHON) -m pytest -q -m "long or not long" tests/chaos
 
 check: setup ## style, types (strict), import directions, generated pages
 	@$(PYTHON) -m ruff check .
@@ -58,6 +64,9 @@ format: setup ## rewrite the sources in the house style
 
 bench: setup model ## latencies and throughput as JSON
 	@$(PYTHON) -m tests.bench
+
+bench-storm: setup ## far more at once than anybody asks for, against a budget; minutes
+	@$(PYTHON) -m tests.bench.storm
 
 docs-errors: setup ## docs/errors.md from schemas/errors.py
 	@$(PYTHON) deploy/docs_errors.py

@@ -40,7 +40,7 @@ from rewardsignal._records import Record
 
 # The calls whose options are keyword arguments: their name, the request, what is not among them.
 CALLS: tuple[tuple[str, type[Input], frozenset[str]], ...] = (
-    ("RunOptions", RunCreate, frozenset(("base_model", "name", "labels"))),
+    ("RunOptions", RunCreate, frozenset(("base_model", "name", "labels", "init_from"))),
     ("OptimStepOptions", OptimStepRequest, frozenset(("learning_rate", "lane", "client_seq"))),
     ("SampleOptions", SampleRequest, frozenset(("prompts", "lane", "client_seq"))),
 )

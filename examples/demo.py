@@ -2,16 +2,19 @@
 
 `make demo` runs this. Everything goes over HTTP through the SDK, as it would from another machine:
 
-1. start the embedded stack (`signal up`), 2. sample before, 3. train a LoRA adapter, 4. sample after,
-5. save and download the adapter, 6. compare its log-probabilities with plain peft in a fresh process,
-7. stop the stack.
+1. start the embedded stack (`signal up`), 2. sample before, 3. train a LoRA adapter, and kill the worker that
+holds it with SIGKILL half-way, 4. sample after, 5. save and download the adapter, 6. compare its
+log-probabilities with plain peft in a fresh process, 7. have the whole run executed again from its journal,
+with nobody killing anything, and compare every loss and the weights bit for bit, 8. stop the stack.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +74,38 @@ def teach(run: SignalRun, rows: list[list[dict[str, str]]], args: argparse.Names
     console.print(
         f"\n[bold]Saved[/]  {saved.name}: {saved.size_bytes / 1e6:.1f} MB, downloaded to {folder}"
     )
+    certificate = run.certificate()
     run.complete(save=False)
-    return verify(args.model_folder, folder, probe)
+    failed = verify(args.model_folder, folder, probe)
+    return failed or replay(run, certificate, args.steps)
+
+
+def kill_worker(run: SignalRun) -> str:
+    """SIGKILL to the process that holds the run; in words, how long until another one holds it."""
+    worker = run.session_state().worker
+    assert worker is not None
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    begun = time.monotonic()
+    rebuilt = next(event for event in run.watch() if event.type == "rebuilt").data
+    took, again = time.monotonic() - begun, rebuilt["replay_seconds"]
+    return (
+        f"back after {took:.1f} s, of which {again:.1f} s for executing {rebuilt['compared']} operations "
+        "again"
+    )
+
+
+def replay(run: SignalRun, certificate: Any, steps: int) -> int:
+    """Execute the run's journal again, undisturbed; 0 when losses and weights are the same bits."""
+    # The server compares every answer with the recorded one and refuses to go on where a bit differs.
+    again = run.replay().result(timeout=900)
+    equal = again.sha256 == certificate.sha256
+    words = "equal, bit for bit, to" if equal else "NOT equal to"
+    console.print(
+        f"[bold]Replay[/]  the {steps} losses and the weights of the run whose worker was killed are\n"
+        f"        {words} those of its undisturbed execution: {again.sha256[:16]}…"
+    )
+    return 0 if equal else 1
 
 
 def train(run: SignalRun, rows: list[list[dict[str, str]]], steps: int, size: int) -> None:
@@ -87,12 +120,14 @@ def train(run: SignalRun, rows: list[list[dict[str, str]]], steps: int, size: in
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("train", total=steps, facts="loading the model")
         pending: list[Any] = []
-        for batch in batches(rows, size, steps):
+        for step, batch in enumerate(batches(rows, size, steps), 1):
             loss = run.forward_backward_async(batch)
             pending.append((loss, run.optim_step_async(grad_clip_norm=1.0)))
             if len(pending) < 2:
                 continue
             tokens += finish(progress, bar, pending.pop(0), tokens, started)
+            if step == max(2, steps // 2):
+                progress.console.print(f"[bold]Killed[/] at step {step}: {kill_worker(run)}")
         while pending:
             tokens += finish(progress, bar, pending.pop(0), tokens, started)
 
@@ -159,9 +194,9 @@ def verify(model: Path, adapter: Path, probe: Any) -> int:
 @contextmanager
 def stack(model_folder: Path) -> Iterator[dict[str, Any]]:
     """A stack of the demo's own, in a temporary data folder, on free ports."""
-    signal = Path(sys.executable).parent / "signal"
+    command = Path(sys.executable).parent / "signal"
     with tempfile.TemporaryDirectory(prefix="signal-demo-") as data_dir:
-        up = [signal, "up", "--detach", "--json", "--port", "0", "--data-dir", data_dir]
+        up = [command, "up", "--detach", "--json", "--port", "0", "--data-dir", data_dir]
         up += ["--devices", "cpu:1x2", "--model", f"{MODEL}={model_folder}"]
         started = subprocess.run(up, stdout=subprocess.PIPE, text=True, check=False)
         if started.returncode != 0:
@@ -169,7 +204,7 @@ def stack(model_folder: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(started.stdout)
         finally:
-            subprocess.run([signal, "down", "--data-dir", data_dir], check=False)
+            subprocess.run([command, "down", "--data-dir", data_dir], check=False)
 
 
 def read_chat(path: Path) -> list[list[dict[str, str]]]:

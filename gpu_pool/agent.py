@@ -2,7 +2,8 @@
 
 `python -P -m gpu_pool.agent`, one per data folder. A loop of small duties, each of which may fail
 when SQL or Redis is away and is then done again in the next round; what must not wait for either,
-the end of a process, is seen by a thread of its own. SIGTERM stops the workers and frees the slots.
+the end of a process, is seen by a thread of its own. Its death ends no worker: the next one adopts
+them. SIGTERM drains the workers and puts their runs back into the queue.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Event
 from types import FrameType
 
@@ -21,19 +22,25 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from gpu_pool import leases
+from gpu_pool.adoption import adopt
 from gpu_pool.control import WorkerControl
 from gpu_pool.database import Database
 from gpu_pool.devices import Slot, discover
-from gpu_pool.keeper import Phase, Pool, SlotKeeper
-from gpu_pool.leases import Lease
+from gpu_pool.draining import drain
+from gpu_pool.exits import End
+from gpu_pool.keeper import SlotKeeper
+from gpu_pool.leases import Lease, Standing
+from gpu_pool.leasing import Leasing
 from gpu_pool.listen import Listener
+from gpu_pool.memory import OutOfMemory, find_counter
+from gpu_pool.parting import Parting
+from gpu_pool.pool import Pool
 from gpu_pool.process import Process
 from gpu_pool.registration import Registration
 from gpu_pool.settlement import Settlements
+from gpu_pool.spares import Spares
 from gpu_pool.state import StateFile, sole_agent
 from gpu_pool.watch import Watcher
-from gpu_pool.workers import Worker
-from schemas.errors import SignalError
 from workers.queue.app import make_app
 from workers.queue.journal import Journal, connect
 from workers.settings import Settings
@@ -44,8 +51,8 @@ log = logging.getLogger("gpu_pool.agent")
 TICK_S = 0.5
 POLL_S = 0.03
 EAGER_ROUNDS = 6
-SPARES = 2
-STOP_S = 10.0
+# For the Celery parent to log its child's status, where the kernel no longer tells it.
+LOG_S = 0.05
 
 _AWAY = (RedisError, BrokerError, DBAPIError, OSError)
 
@@ -58,18 +65,29 @@ class Agent:
         self._settings = settings
         self._database = Database(settings.database_url)
         redis, app = connect(settings.redis_url, timeout_s=2.0), make_app(settings)
-        self._journal = Journal(redis, open_storage(settings.data_dir), settings)
+        self._journal = Journal(redis, open_storage(settings), settings)
         control = WorkerControl(app, redis)
         self._settlements = Settlements(self._database, app, self._journal, control)
         self._registration = Registration(self._database, settings.host_name, slots)
         self._state = StateFile(settings.data_dir / "run")
+        self._records = self._state.read()
+        self._adopted = self._noted = False
         self._wake, self._stopping, self._eager = Event(), False, 0
+        self._called: set[str] = set()
+        self._memory = OutOfMemory(find_counter())
         self._watcher = Watcher(self._on_exit)
         pool = Pool(
             settings, app, self._journal, control, self._watcher,
-            self._settle, self._remember, self._settlements.forget,
+            self._settle, self._changed, self._settlements.forget, self._standing,
         )  # fmt: skip
-        self._keepers = {slot.name: SlotKeeper(slot, pool) for slot in slots}
+        spare = SlotKeeper(slots[0], pool)
+        self._slots = {
+            slot.name: SlotKeeper(slot, pool, lambda wanted: self._spares.ready_for(wanted))
+            for slot in slots
+        }
+        self._leasing = Leasing(settings, self._database, self._journal, self._slots)
+        self._spares = Spares(list(self._slots.values()), spare)
+        self._keepers = {**self._slots, "": spare}
         self._troubles: dict[str, str] = {}
 
     def stop(self) -> None:
@@ -78,14 +96,18 @@ class Agent:
 
     def run(self) -> None:
         """Serves until stopped."""
-        self._end_leftovers()
         self._watcher.start()
-        listener = Listener(self._settings.redis_url, self._wake.set)
+        listener = Listener(self._settings.redis_url, self._call)
         listener.start()
         while not self._stopping:
             self.round()
             self._rest()
         self._end()
+
+    def _call(self, run_id: str) -> None:
+        """In the listener's thread: something happened to a run."""
+        self._called.add(run_id)
+        self._wake.set()
 
     def _rest(self) -> None:
         """Until the next round: sooner while a worker is on its way, and soon again after a wake-up,
@@ -98,15 +120,24 @@ class Agent:
 
     def round(self) -> None:
         """Every duty once."""
-        self._attempt("the host's renewal", self._renew)
-        # Without Redis every other duty would wait for it in turn, and the host would seem lost.
-        if not self._attempt("Redis", self._ping):
+        # Until it is known who serves which lease, none can be judged.
+        if not self._attempt("the workers of an earlier agent", self._adopt):
             return
+        self._attempt("the host's renewal", self._renew)
+        self._memory.look()
+        # Without Redis every other duty would wait for it in turn, and the host would seem lost.
+        if self._attempt("Redis", self._ping):
+            self._serve()
+        self._attempt("the agent's notes", self._note)
+
+    def _serve(self) -> None:
         self._attempt("the end of leases", self._settlements.work)
+        self._attempt("runs that have ended", self._settlements.clear_withdrawn)
         self._attempt("leasing", self._lease)
         for name, keeper in self._keepers.items():
-            self._attempt(f"slot {name}", keeper.step)
+            self._attempt(f"slot {name}" if name else "the spare worker", keeper.step)
         self._attempt("spare workers", self._start_spares)
+        self._attempt("idle runs", self._leasing.pause_idle)
         self._attempt("overdue operations", self._sweep)
 
     def _attempt(self, name: str, duty: Callable[[], None]) -> bool:
@@ -126,55 +157,40 @@ class Agent:
 
     # --- duties -------------------------------------------------------------------------------
 
+    def _adopt(self) -> None:
+        """Once: goes on with the workers of the agent before."""
+        if self._adopted:
+            return
+        for node in adopt(self._settings, self._database, self._records, self._keepers):
+            self._settlements.forget(node)
+        self._adopted = True
+
     def _renew(self) -> None:
         """The host's sign of life in SQL; ends leases that nobody serves any more."""
-        served = [keeper.lease.id for keeper in self._keepers.values() if keeper.lease]
-        for lease, why in self._registration.renew(served):
-            self._settlements.add(lease, "worker_lost", _lost(why))
+        served = {keeper.lease.id: keeper for keeper in self._slots.values() if keeper.lease}
+        found = self._registration.renew(served)
+        for lease, parting in found.unserved:
+            self._settlements.add(lease, parting)
+        for lease_id in found.over:
+            served[lease_id].give_up(lease_id)
 
     def _lease(self) -> None:
-        """Gives free slots to the runs that wait longest."""
-        if not self._registration.done:
-            return
-        self._settlements.clear_withdrawn()
-        with self._database.reading() as session:
-            waiting = leases.queued(session)
-        ready = self._alive(waiting) if waiting else []
-        while ready and any(keeper.lease is None for keeper in self._keepers.values()):
-            lease = self._acquire(ready)
-            if lease is None:
-                return
-            log.info("%s goes to %s, epoch %d", lease.run_id, lease.slot, lease.epoch)
-            self._keepers[lease.slot].take(lease)
-            ready.remove(lease.run_id)
-
-    def _alive(self, waiting: list[str]) -> list[str]:
-        """Those that have not ended. One without a journal is still being made by the web tier."""
-        heads = dict(zip(waiting, self._journal.heads(waiting), strict=True))
-        ended = [run_id for run_id, head in heads.items() if head is not None and head.closed]
-        if ended:
-            with self._database.writing() as session:
-                for run_id in ended:
-                    leases.withdraw(session, run_id)
-        return [run_id for run_id, head in heads.items() if head is not None and not head.closed]
-
-    def _acquire(self, ready: list[str]) -> Lease | None:
-        warm = {name: keeper.warm_worker() for name, keeper in self._keepers.items()}
-        with self._database.writing() as session:
-            return leases.acquire(session, self._settings.host_name, among=ready, warm=warm)
+        if self._registration.done:
+            called, self._called = self._called, set()
+            self._leasing.lease(called)
 
     def _start_spares(self) -> None:
-        """Keeps a few workers ready for runs to come: a cold start takes seconds."""
-        if any(keeper.phase == Phase.STARTING for keeper in self._keepers.values()):
-            return  # one at a time: the first is wanted soon, and starting takes a whole core
-        unleased = [keeper for keeper in self._keepers.values() if keeper.lease is None]
-        if sum(keeper.phase != Phase.EMPTY for keeper in unleased) < SPARES:
-            for keeper in [keeper for keeper in unleased if keeper.wants_spare][:1]:
-                keeper.start()
+        # A slot that is only just free may be wanted in the next moment, by the run that was there.
+        if not self._settlements.due:
+            self._spares.start()
 
-    def _settle(self, lease: Lease, reason: str, error: SignalError | None) -> None:
-        self._settlements.add(lease, reason, error)
+    def _settle(self, lease: Lease, parting: Parting) -> None:
+        self._settlements.add(lease, parting)
         self._wake.set()  # the slot may be waited for
+
+    def _standing(self, run_id: str) -> Standing | None:
+        with self._database.reading() as session:
+            return leases.standing(session, run_id)
 
     def _sweep(self) -> None:
         self._journal.sweep()
@@ -184,59 +200,42 @@ class Agent:
 
     # --- workers ------------------------------------------------------------------------------
 
-    def _on_exit(self, process: Process) -> None:
+    def _on_exit(self, process: Process, status: int | None) -> None:
         """In the watcher's thread: whichever of the two processes ended, the other goes with it."""
         for keeper in self._keepers.values():
             worker = keeper.worker
-            if worker is not None and process in (worker.parent, worker.child):
-                worker.note_end(process)
-                worker.kill()
+            if worker is None or process not in worker.processes():
+                continue
+            if status is None and process == worker.child:
+                time.sleep(LOG_S)
+            killed = status == -signal.SIGKILL and process == worker.child
+            worker.note_end(End(process, status, killed and self._memory.claim()))
+            worker.kill()
         self._wake.set()
 
-    def _remember(self) -> None:
-        self._state.write([k.worker for k in self._keepers.values() if k.worker is not None])
+    def _changed(self) -> None:
+        self._noted = False
 
-    def _end_leftovers(self) -> None:
-        """Ends workers of an agent that died; their runs end by the leases that nobody serves."""
-        workers = self._state.read()
-        for worker in workers:
-            if not worker.gone():
-                log.warning("%s was left over from an earlier agent", worker.node)
-            worker.kill()
-            self._settlements.forget(worker.node)
-        _await_gone(workers, STOP_S)
-        self._state.write([])
+    def _note(self) -> None:
+        """What the next agent must know, if this one should die."""
+        if not self._noted:
+            records = [keeper.record(name) for name, keeper in self._keepers.items()]
+            self._state.write(record for record in records if record is not None)
+            self._noted = True
 
     def _end(self) -> None:
-        """Stops the workers, warm if they manage within their time, and frees the slots."""
-        self._watcher.close()
-        workers = [keeper.worker for keeper in self._keepers.values() if keeper.worker is not None]
-        for keeper in self._keepers.values():
-            if keeper.worker is not None and keeper.lease is not None:
-                keeper.worker.stop()
-            elif keeper.worker is not None:
-                keeper.worker.kill()  # it has nothing to finish
-        _await_gone(workers, STOP_S)
-        for worker in workers:
-            worker.reap()
+        """Drains the workers, puts their runs back into the queue, and frees the slots."""
+        if not self._adopted:
+            return  # it never got to know what it serves: the next one will
+        keepers = list(self._keepers.values())
+        for worker in drain(keepers, self._settle):
             self._settlements.forget(worker.node)
-        self._state.write([])
-        for keeper in self._keepers.values():
-            if keeper.lease is not None:
-                self._settlements.add(keeper.lease, "worker_lost", _lost("the server was stopped"))
+        self._watcher.close()
         self._attempt("the end of leases", self._settlements.work)
         self._attempt("the host's end", self._registration.take_down)
+        self._changed()
+        self._attempt("the agent's notes", self._note)
         self._database.close()
-
-
-def _await_gone(workers: Sequence[Worker], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not all(worker.gone() for worker in workers):
-        time.sleep(0.05)
-
-
-def _lost(why: str) -> SignalError:
-    return SignalError("worker_lost", f"The run's worker was lost: {why}.")
 
 
 def main() -> int:

@@ -20,12 +20,17 @@ _REPLY_S = 1.0
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker's child process last said of itself; `run` and `model` are empty for none."""
+    """What a worker's child process last said of itself; `run` and `model` are empty for none.
+
+    `progress` changes with everything it does; `warm` when a first run costs it nothing more.
+    """
 
     pid: int
     run: str
     model: str
     heartbeat: str
+    progress: str = ""
+    warm: bool = False
 
 
 class WorkerControl:
@@ -42,19 +47,28 @@ class WorkerControl:
         if not text.get("pid"):
             return None
         return Report(
-            int(text["pid"]), text.get("run", ""), text.get("model", ""), text.get("heartbeat", "")
+            int(text["pid"]),
+            text.get("run", ""),
+            text.get("model", ""),
+            text.get("heartbeat", ""),
+            text.get("progress", ""),
+            text.get("state") == "warm",
         )
 
     def hello(self, node: str) -> None:
         """Asks the worker's child to report itself."""
         publish(self._app, keys.host_queue(node), "hello", [])
 
+    def warm(self, node: str) -> None:
+        """Has the worker's child do once, ahead of time, what a first run would wait for."""
+        publish(self._app, keys.host_queue(node), "warm", [])
+
     def attach(self, node: str, run_id: str, epoch: int, spec: dict[str, Any]) -> None:
         """Hands a run to the worker. Also what makes it notice a queue that was just added."""
         publish(self._app, keys.host_queue(node), "attach", [run_id, epoch, spec])
 
     def detach(self, node: str, run_id: str) -> None:
-        """Tells the worker to let go of a run that has ended."""
+        """Tells the worker to let go of a run: of one that goes on, with a last snapshot."""
         publish(self._app, keys.host_queue(node), "detach", [run_id])
 
     def add_queue(self, node: str, run_id: str) -> bool:

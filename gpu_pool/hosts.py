@@ -6,6 +6,7 @@ Every function runs inside the caller's transaction, of a session of `Database.w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -49,3 +50,9 @@ def renew(session: Session, host: str) -> None:
         .where(LeaseRow.slot_id.in_(slots), LeaseRow.released_at.is_(None))
         .values(renewed_at=utc_now())
     )
+
+
+def heartbeats(session: Session) -> dict[str, datetime | None]:
+    """When every host last showed a sign of life; None for one that was stopped."""
+    rows = session.scalars(select(Host))
+    return {row.name: row.heartbeat_at if row.state == UP else None for row in rows}

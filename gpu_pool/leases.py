@@ -1,8 +1,9 @@
 """Leases: which run holds which slot, and under which epoch. SQL only; no Redis, no processes.
 
-The web tier files a request in the transaction that creates a run; the agent of a host grants it.
-The grant raises the run's epoch in the same transaction, and nothing else ever does: a worker that
-holds an older epoch is fenced out by the journal. All times are the database's.
+The web tier files a request in the transaction that creates a run; the agent of a host grants it
+(`gpu_pool.grants`). The grant raises the run's epoch in the same transaction, and nothing else ever
+does: a worker that holds an older epoch is fenced out by the journal. A lease ends with its run, or
+puts the run back into the queue. All times are the database's.
 
 Every function runs inside the caller's transaction; those that change anything need a session of
 `Database.writing()`.
@@ -10,7 +11,7 @@ Every function runs inside the caller's transaction; those that change anything 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,13 +20,13 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from gpu_pool.database import utc_now
-from gpu_pool.placement import FreeSlot, Request, Warmth, place
 from gpu_pool.tables import (
+    CLOSING,
     DOWN,
     ENDED,
     LEASED,
+    PAUSED,
     QUEUED,
-    UP,
     WITHDRAWN,
     Host,
     LeaseRequest,
@@ -33,8 +34,12 @@ from gpu_pool.tables import (
     SlotRow,
 )
 
-# How many of the oldest requests one grant looks at.
-_WINDOW = 64
+# How many of the oldest requests are looked at together.
+WINDOW = 64
+# The reason of a lease whose worker never had its run ready.
+START_FAILED = "worker_start_failed"
+# The reason of a lease that ended because its run was to leave the slot.
+MOVED = "moved"
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,21 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class WarmWorker:
-    """What the agent knows of the worker on a slot, for the choice between free slots."""
+class Standing:
+    """What SQL says of a run: whether it holds a lease and goes on, and the last seq that is known."""
 
-    warmth: Warmth
-    model: str | None = None
+    leased: bool
+    known_seq: int
+
+
+# --- requests ---------------------------------------------------------------------------------
 
 
 def request(session: Session, run_id: str, requirements: Mapping[str, Any]) -> None:
     """Queues a run for a device; a repeat changes nothing.
 
-    `requirements`: `base_model` and `config` (handed to the worker as they are), and optionally
-    `kind` ("cpu" or "cuda") and `memory_bytes`.
+    `requirements`: `base_model` and `config` (handed to the worker as they are, like `origin`, if
+    given), `owner`, and optionally `kind` ("cpu" or "cuda") and `memory_bytes`.
     """
     missing = {"base_model", "config"} - requirements.keys()
     if missing:
@@ -72,23 +80,20 @@ def request(session: Session, run_id: str, requirements: Mapping[str, Any]) -> N
 
 
 def withdraw(session: Session, run_id: str) -> bool:
-    """Takes a queued run that has ended out of the queue; False when it was not waiting there.
+    """The run has ended: it waits no longer, and a lease that it holds will not put it back.
 
-    An agent then clears away what the run left in Redis, and calls `cleared`.
+    False when it did not wait. Otherwise an agent clears away what the run left in Redis, and calls
+    `cleared`.
     """
-    changed = session.execute(
-        update(LeaseRequest)
-        .where(LeaseRequest.run_id == run_id, LeaseRequest.state == QUEUED)
-        .values(state=WITHDRAWN)
-        .returning(LeaseRequest.id)
+    _change(session, run_id, LEASED, CLOSING)
+    return _change(session, run_id, QUEUED, WITHDRAWN) or _change(
+        session, run_id, PAUSED, WITHDRAWN
     )
-    return changed.first() is not None
 
 
 def withdrawn(session: Session) -> list[str]:
     """Runs that were withdrawn and are still to be cleared away."""
-    waiting = select(LeaseRequest.run_id).where(LeaseRequest.state == WITHDRAWN)
-    return list(session.scalars(waiting.order_by(LeaseRequest.id).limit(_WINDOW)))
+    return _in_state(session, WITHDRAWN, WINDOW)
 
 
 def cleared(session: Session, run_ids: Collection[str]) -> None:
@@ -100,10 +105,24 @@ def cleared(session: Session, run_ids: Collection[str]) -> None:
     )
 
 
-def queued(session: Session, limit: int = _WINDOW) -> list[str]:
+def queued(session: Session, limit: int = WINDOW) -> list[str]:
     """The ids of the runs that wait for a slot, oldest first."""
-    waiting = select(LeaseRequest.run_id).where(LeaseRequest.state == QUEUED)
-    return list(session.scalars(waiting.order_by(LeaseRequest.id).limit(limit)))
+    return _in_state(session, QUEUED, limit)
+
+
+def paused(session: Session) -> list[str]:
+    """The ids of the runs that have no slot because they are paused, oldest first."""
+    return _in_state(session, PAUSED, None)
+
+
+def pause(session: Session, run_id: str) -> bool:
+    """Takes a paused run out of the queue; False when it was not waiting there."""
+    return _change(session, run_id, QUEUED, PAUSED)
+
+
+def resume(session: Session, run_id: str) -> bool:
+    """Puts a run that is no longer paused back into the queue; False when it was not paused."""
+    return _change(session, run_id, PAUSED, QUEUED)
 
 
 def queue_position(session: Session, run_id: str) -> int | None:
@@ -120,79 +139,102 @@ def queue_position(session: Session, run_id: str) -> int | None:
     return session.scalar(before) or 0
 
 
-def acquire(
-    session: Session,
-    host: str,
-    *,
-    among: Collection[str] | None = None,
-    warm: Mapping[str, WarmWorker] | None = None,
-) -> Lease | None:
-    """Grants a free slot of `host` to the oldest request that fits one; None when none does.
-
-    `among` limits the requests to these runs and `warm` describes the workers by slot name. Other
-    agents may grant at the same time: PostgreSQL skips the rows that they have locked, SQLite lets
-    one writer in.
-    """
-    slots = {row.name: row for row in _free_slots(session, host)}
-    requests = {row.run_id: row for row in _waiting(session, among)} if slots else {}
-    choice = place(
-        [_as_request(row) for row in requests.values()],
-        [_as_free_slot(row, (warm or {}).get(name)) for name, row in slots.items()],
+def owners(
+    session: Session, run_ids: Collection[str], made_before: timedelta
+) -> dict[str, str | None]:
+    """The owners of those of these runs that wait, queued or paused, and were made so long ago."""
+    rows = session.execute(
+        select(LeaseRequest, utc_now()).where(
+            LeaseRequest.run_id.in_(run_ids), LeaseRequest.state.in_((QUEUED, PAUSED))
+        )
     )
-    if choice is None:
-        return None
-    return _grant(session, requests[choice[0].run_id], slots[choice[1].name])
+    return {
+        row.run_id: row.requirements.get("owner")
+        for row, now in rows
+        if now - row.requested_at >= made_before
+    }
 
 
-def _free_slots(session: Session, host: str) -> Sequence[SlotRow]:
-    leased = select(LeaseRow.slot_id).where(LeaseRow.released_at.is_(None))
-    free = select(SlotRow).where(SlotRow.host == host, SlotRow.present, SlotRow.id.not_in(leased))
-    return session.scalars(free.order_by(SlotRow.id).with_for_update(skip_locked=True)).all()
-
-
-def _waiting(session: Session, among: Collection[str] | None) -> Sequence[LeaseRequest]:
-    waiting = select(LeaseRequest).where(LeaseRequest.state == QUEUED)
-    if among is not None:
-        waiting = waiting.where(LeaseRequest.run_id.in_(among))
-    waiting = waiting.order_by(LeaseRequest.id).limit(_WINDOW)
-    return session.scalars(waiting.with_for_update(skip_locked=True)).all()
-
-
-def _as_request(row: LeaseRequest) -> Request:
-    wants = row.requirements
-    return Request(
-        row.run_id, wants.get("base_model", ""), wants.get("kind"), wants.get("memory_bytes", 0)
+def note_seq(session: Session, run_id: str, seq: int) -> None:
+    """The projector's word on how far SQL has come with a run."""
+    session.execute(
+        update(LeaseRequest)
+        .where(LeaseRequest.run_id == run_id, LeaseRequest.known_seq != seq)
+        .values(known_seq=seq)
     )
 
 
-def _as_free_slot(row: SlotRow, worker: WarmWorker | None) -> FreeSlot:
-    worker = worker or WarmWorker(Warmth.COLD)
-    return FreeSlot(row.name, row.kind, row.memory_bytes, worker.warmth, worker.model)
+def standing(session: Session, run_id: str) -> Standing | None:
+    """Where a run stands; None when nothing is known of it (any more)."""
+    row = session.scalar(select(LeaseRequest).where(LeaseRequest.run_id == run_id))
+    return None if row is None else Standing(row.state == LEASED, row.known_seq)
 
 
-def _grant(session: Session, wanted: LeaseRequest, slot: SlotRow) -> Lease:
-    wanted.epoch += 1
-    wanted.state = LEASED
-    row = LeaseRow(run_id=wanted.run_id, slot_id=slot.id, epoch=wanted.epoch)
-    session.add(row)
-    session.flush()
-    return Lease(row.id, row.run_id, row.epoch, slot.host, slot.name, wanted.requirements)
+def _in_state(session: Session, state: str, limit: int | None) -> list[str]:
+    found = select(LeaseRequest.run_id).where(LeaseRequest.state == state)
+    return list(session.scalars(found.order_by(LeaseRequest.id).limit(limit)))
+
+
+def _change(session: Session, run_id: str, before: str, after: str) -> bool:
+    changed = session.execute(
+        update(LeaseRequest)
+        .where(LeaseRequest.run_id == run_id, LeaseRequest.state == before)
+        .values(state=after)
+        .returning(LeaseRequest.id)
+    )
+    return changed.first() is not None
+
+
+# --- leases -----------------------------------------------------------------------------------
 
 
 def release(session: Session, lease: Lease, reason: str) -> bool:
     """Ends a lease and its request, and so frees the slot; False when it had ended already."""
-    ended = session.execute(
-        update(LeaseRow)
-        .where(LeaseRow.id == lease.id, LeaseRow.released_at.is_(None))
-        .values(released_at=utc_now(), reason=reason)
-        .returning(LeaseRow.id)
-    ).first()
-    if ended is None:
+    if not _end(session, lease, reason):
         return False
     session.execute(
         update(LeaseRequest).where(LeaseRequest.run_id == lease.run_id).values(state=ENDED)
     )
     return True
+
+
+def requeue(session: Session, lease: Lease, reason: str, state: str = QUEUED) -> bool:
+    """Ends a lease whose run goes on: frees the slot, and the run waits again, in its old place.
+
+    `state` may also be PAUSED. False when the lease had ended already. A run that has ended meanwhile
+    is left to be cleared away.
+    """
+    if not _end(session, lease, reason):
+        return False
+    _change(session, lease.run_id, LEASED, state)
+    _change(session, lease.run_id, CLOSING, WITHDRAWN)
+    return True
+
+
+def _end(session: Session, lease: Lease, reason: str) -> bool:
+    ended = session.execute(
+        update(LeaseRow)
+        .where(LeaseRow.id == lease.id, LeaseRow.released_at.is_(None))
+        .values(released_at=utc_now(), reason=reason)
+        .returning(LeaseRow.id)
+    )
+    return ended.first() is not None
+
+
+def failed_starts(session: Session, run_id: str) -> int:
+    """How many of the run's last leases in a row ended before the run was ready."""
+    reasons = (
+        select(LeaseRow.reason)
+        .where(LeaseRow.run_id == run_id, LeaseRow.released_at.is_not(None))
+        .order_by(LeaseRow.epoch.desc())
+        .limit(WINDOW)
+    )
+    count = 0
+    for reason in session.scalars(reasons):
+        if reason != START_FAILED:
+            break
+        count += 1
+    return count
 
 
 def open_leases(session: Session, host: str) -> list[Lease]:
@@ -222,58 +264,4 @@ def _leases(session: Session, condition: Any) -> list[Lease]:
     return [
         Lease(lease.id, lease.run_id, lease.epoch, slot.host, slot.name, wanted.requirements)
         for lease, slot, wanted in rows
-    ]
-
-
-def describe(session: Session) -> dict[str, list[dict[str, Any]]]:
-    """Hosts, slots and the queue, as `signal status` and the pool's pages show them."""
-    return {
-        "hosts": [_host_entry(row) for row in session.scalars(select(Host).order_by(Host.name))],
-        "slots": _slot_entries(session),
-        "queued": _queue_entries(session),
-    }
-
-
-def _host_entry(row: Host) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "state": row.state,
-        "started_at": row.started_at,
-        "heartbeat_at": row.heartbeat_at,
-    }
-
-
-def _slot_entries(session: Session) -> list[dict[str, Any]]:
-    rows = session.execute(
-        select(SlotRow, Host.state, LeaseRow)
-        .join(Host, Host.name == SlotRow.host)
-        .outerjoin(LeaseRow, (LeaseRow.slot_id == SlotRow.id) & LeaseRow.released_at.is_(None))
-        .where(SlotRow.present)
-        .order_by(SlotRow.host, SlotRow.id)
-    )
-    return [_slot_entry(slot, host_state, lease) for slot, host_state, lease in rows]
-
-
-def _slot_entry(slot: SlotRow, host_state: str, lease: LeaseRow | None) -> dict[str, Any]:
-    state = "leased" if lease else "free" if host_state == UP else "down"
-    return {
-        "host": slot.host,
-        "name": slot.name,
-        "kind": slot.kind,
-        "device": slot.device_name,
-        "uuid": slot.uuid,
-        "memory_bytes": slot.memory_bytes,
-        "threads": slot.threads,
-        "state": state,
-        "run_id": lease.run_id if lease else None,
-        "epoch": lease.epoch if lease else None,
-        "leased_at": lease.granted_at if lease else None,
-    }
-
-
-def _queue_entries(session: Session) -> list[dict[str, Any]]:
-    waiting = select(LeaseRequest).where(LeaseRequest.state == QUEUED).order_by(LeaseRequest.id)
-    return [
-        {"run_id": row.run_id, "position": position, "requested_at": row.requested_at}
-        for position, row in enumerate(session.scalars(waiting))
     ]

@@ -1,4 +1,4 @@
-"""Wakes the agent when a run is opened or ends: a thread that listens to one Redis channel.
+"""Wakes the agent when something happens to a run: a thread that listens to one Redis channel.
 
 Only saves time: the agent looks by itself twice a second.
 """
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Listener:
-    """Calls `wake()` for every message on the pool's channel."""
+    """Calls `wake(run_id)` for every message on the pool's channel."""
 
-    def __init__(self, url: str, wake: Callable[[], None]) -> None:
+    def __init__(self, url: str, wake: Callable[[str], None]) -> None:
         """Uses a connection of its own, which may wait for ever."""
         self._redis = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=2.0)
         self._wake = wake
@@ -41,5 +41,5 @@ class Listener:
     def _listen(self) -> None:
         with self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
             channel.subscribe(keys.POOL)
-            for _ in channel.listen():
-                self._wake()
+            for message in channel.listen():
+                self._wake(message["data"].decode())

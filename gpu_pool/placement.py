@@ -14,19 +14,37 @@ from enum import IntEnum
 class Warmth(IntEnum):
     """How ready the worker on a slot is; the higher, the sooner a run can start there."""
 
-    COLD = 0
-    STARTING = 1
-    IDLE = 2
+    # Workers kept dying there, so the next one is not started at once.
+    RESTING = 0
+    COLD = 1
+    STARTING = 2
+    IDLE = 3
+    # It has made a dry pass: nothing is left to import.
+    WARM = 4
+
+
+@dataclass(frozen=True)
+class Device:
+    """What makes two slots compute the same bits: their kind and the model of the device."""
+
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a queued run needs; `kind` None is any device, `memory_bytes` 0 any amount."""
+    """What a queued run needs; `kind` None is any device, `memory_bytes` 0 any amount.
+
+    What it would rather have: a device like the one it was on (`near`), and another slot than the
+    one that it is to leave (`avoid`, "host/slot"). Neither keeps it waiting.
+    """
 
     run_id: str
     base_model: str
     kind: str | None = None
     memory_bytes: int = 0
+    near: Device | None = None
+    avoid: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,8 @@ class FreeSlot:
     memory_bytes: int
     warmth: Warmth = Warmth.COLD
     model: str | None = None
+    device: str = ""
+    host: str = ""
 
 
 def place(
@@ -56,8 +76,32 @@ def fits(request: Request, slot: FreeSlot) -> bool:
     return request.kind in (None, slot.kind) and request.memory_bytes <= slot.memory_bytes
 
 
-def _preference(request: Request, slot: FreeSlot) -> tuple[bool, bool, Warmth, int]:
-    """Larger is better: model loaded; evicts no other model; warm; the tightest memory."""
+def suits(request: Request, slot: FreeSlot) -> bool:
+    """True when the slot fits and is also what the run would rather have."""
+    return fits(request, slot) and not _avoided(request, slot) and _near(request, slot)
+
+
+def _avoided(request: Request, slot: FreeSlot) -> bool:
+    return request.avoid == f"{slot.host}/{slot.name}"
+
+
+def _near(request: Request, slot: FreeSlot) -> bool:
+    return request.near in (None, Device(slot.kind, slot.device))
+
+
+def _preference(
+    request: Request, slot: FreeSlot
+) -> tuple[bool, bool, bool, bool, bool, Warmth, int]:
+    """Larger is better: not the one to leave; the device it knows; workers live there; model loaded;
+    evicts no other model; warm; the tightest memory."""
     loaded = slot.model == request.base_model
     evicts = slot.model is not None and not loaded
-    return loaded, not evicts and slot.warmth == Warmth.IDLE, slot.warmth, -slot.memory_bytes
+    return (
+        not _avoided(request, slot),
+        _near(request, slot),
+        slot.warmth > Warmth.RESTING,
+        loaded,
+        not evicts and slot.warmth >= Warmth.IDLE,
+        slot.warmth,
+        -slot.memory_bytes,
+    )

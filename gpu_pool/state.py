@@ -1,7 +1,7 @@
 """What an agent leaves for the next one: a file that names its workers, and a lock.
 
-Workers outlive their agent, so the next one must know which processes are theirs: by pid, start
-time and boot. Touches two files in the data folder.
+Workers outlive their agent, so the next one must know which processes are theirs, by pid, start time
+and boot, and which lease each of them serves. Touches two files in the data folder.
 """
 
 from __future__ import annotations
@@ -11,11 +11,28 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpu_pool.process import Process, boot_id
 from gpu_pool.workers import Worker
+
+
+@dataclass(frozen=True)
+class Record:
+    """A worker, where it is and what it does.
+
+    `slot` is empty for a spare that has none; `pins` is what it was pinned to. `lease` is (id, epoch).
+    `ready`: its run was ready; `ending`: it was being ended.
+    """
+
+    worker: Worker
+    slot: str
+    pins: dict[str, str]
+    lease: tuple[int, int] | None
+    ready: bool
+    ending: bool
 
 
 class StateFile:
@@ -26,22 +43,20 @@ class StateFile:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = folder / "agent.json"
 
-    def write(self, workers: Iterable[Worker]) -> None:
+    def write(self, records: Iterable[Record]) -> None:
         """Replaces the file in one step."""
-        state = {"boot": boot_id(), "workers": [_record(worker) for worker in workers]}
+        state = {"boot": boot_id(), "workers": [_plain(record) for record in records]}
         aside = self._path.with_suffix(".new")
         aside.write_text(json.dumps(state, indent=1))
         os.replace(aside, self._path)
 
-    def read(self) -> list[Worker]:
-        """The workers that the last agent knew, since this boot; a torn file holds none."""
+    def read(self) -> list[Record]:
+        """What the last agent knew, since this boot; a file that cannot be read names nobody."""
         try:
             state = json.loads(self._path.read_text())
-        except (FileNotFoundError, ValueError):
+            return [_record(row) for row in state["workers"]] if _is_now(state["boot"]) else []
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
             return []
-        if state["boot"] != boot_id():
-            return []
-        return [_worker(record) for record in state["workers"]]
 
 
 @contextmanager
@@ -58,19 +73,32 @@ def sole_agent(folder: Path) -> Iterator[None]:
         yield
 
 
-def _record(worker: Worker) -> dict[str, Any]:
+def _is_now(boot: str) -> bool:
+    return boot == boot_id()
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    worker = record.worker
     processes = {"parent": worker.parent, "child": worker.child}
     return {
         "node": worker.node,
         "log": str(worker.log),
+        "log_mark": worker.log_mark,
         **{
             name: [process.pid, process.started] if process else None
             for name, process in processes.items()
         },
+        "slot": record.slot,
+        "pins": record.pins,
+        "lease": list(record.lease) if record.lease else None,
+        "ready": record.ready,
+        "ending": record.ending,
     }
 
 
-def _worker(record: dict[str, Any]) -> Worker:
-    worker = Worker(record["node"], Process(*record["parent"]), Path(record["log"]))
-    worker.child = Process(*record["child"]) if record["child"] else None
-    return worker
+def _record(row: dict[str, Any]) -> Record:
+    worker = Worker(row["node"], Process(*row["parent"]), Path(row["log"]))
+    worker.child = Process(*row["child"]) if row["child"] else None
+    worker.log_mark = int(row["log_mark"])
+    lease = (int(row["lease"][0]), int(row["lease"][1])) if row["lease"] else None
+    return Record(worker, row["slot"], row["pins"], lease, row["ready"], row["ending"])

@@ -14,8 +14,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from gpu_pool.database import Base, UtcDateTime, utc_now
 
-# A request is withdrawn until an agent has cleared away what its run left in Redis.
-QUEUED, LEASED, WITHDRAWN, ENDED = "queued", "leased", "withdrawn", "ended"
+# What a request waits for: queued, a slot; paused, its owner. One whose run has ended is closing while
+# it holds a lease, then withdrawn until an agent has cleared away what the run left in Redis.
+QUEUED, LEASED, PAUSED = "queued", "leased", "paused"
+CLOSING, WITHDRAWN, ENDED = "closing", "withdrawn", "ended"
 UP, DOWN = "up", "down"
 
 _OPEN = text("released_at IS NULL")
@@ -54,7 +56,8 @@ class SlotRow(Base):
 class LeaseRequest(Base):
     """A run's wish for a device. It outlives its leases, because it counts the run's epochs.
 
-    `id` is the place in the queue: the oldest request is served first.
+    `id` is the place in the queue: the oldest request is served first, so a run that loses its worker
+    comes before all that never had one.
     """
 
     __tablename__ = "lease_requests"
@@ -66,6 +69,8 @@ class LeaseRequest(Base):
     epoch: Mapped[int] = mapped_column(default=0)
     requirements: Mapped[dict[str, Any]] = mapped_column(JSON)
     requested_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now())
+    # The last seq of the run that SQL knows of: a journal that is behind it has lost commits.
+    known_seq: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class LeaseRow(Base):

@@ -1,4 +1,4 @@
-"""When to act: how long a worker has been silent, and when to ring for a run again. Pure.
+"""When to act: how long nothing has changed, and when to ring for a run again. Pure.
 
 Times are seconds of a monotonic clock, given by the caller.
 """
@@ -16,17 +16,18 @@ _LONGEST_PAUSE_S = 30.0
 
 @dataclass
 class Pulse:
-    """Measures a worker's silence, counting only the time in which it could have been heard."""
+    """Measures for how long a word has stayed the same, counting only the time in which a new one
+    could have been heard."""
 
     _last: str = ""
     _since: float = 0.0
     _heard: float = float("-inf")
 
-    def silent_s(self, heartbeat: str, now: float) -> float:
-        """Seconds since the heartbeat last changed; call it whenever the server answered."""
-        if heartbeat != self._last or now - self._heard > _DEAF_AFTER_S:
+    def silent_s(self, word: str, now: float) -> float:
+        """Seconds since the word last changed; call it whenever the server answered."""
+        if word != self._last or now - self._heard > _DEAF_AFTER_S:
             self._since = now
-        self._last, self._heard = heartbeat, now
+        self._last, self._heard = word, now
         return now - self._since
 
 

@@ -17,9 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Calls `on_exit(process)` in its own thread, once for each watched process that ends."""
+    """Calls `on_exit(process, status)` in its own thread, once for each watched process that ends.
 
-    def __init__(self, on_exit: Callable[[Process], None]) -> None:
+    The status is negative for a signal, and None where nobody can tell it any more.
+    """
+
+    def __init__(self, on_exit: Callable[[Process, int | None], None]) -> None:
         """The callback must be quick: it delays the news of the next death."""
         self._on_exit = on_exit
         self._lock = Lock()
@@ -46,11 +49,11 @@ class Watcher:
         try:
             descriptor = os.pidfd_open(process.pid)
         except ProcessLookupError:
-            self._report(process)
+            self._report(process, None)
             return
         if not process.exists():  # the pid belongs to another process by now
             os.close(descriptor)
-            self._report(process)
+            self._report(process, None)
             return
         with self._lock:
             self._watched[descriptor] = process
@@ -67,11 +70,13 @@ class Watcher:
         with self._lock:
             process = self._watched.pop(descriptor)
             self._poll.unregister(descriptor)
+        # Before anything else: its parent may read the status at any moment, and then it is gone.
+        status = process.exit_status(descriptor)
         os.close(descriptor)
-        self._report(process)
+        self._report(process, status)
 
-    def _report(self, process: Process) -> None:
+    def _report(self, process: Process, status: int | None) -> None:
         try:
-            self._on_exit(process)
+            self._on_exit(process, status)
         except Exception:  # the thread must outlive any mistake of the callback
             log.exception("could not act on the end of process %d", process.pid)

@@ -13,17 +13,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gpu_pool.devices import Slot
-from gpu_pool.process import Process
+from gpu_pool.exits import End, blames, in_words, logged_status
+from gpu_pool.process import Process, having
 from workers.queue import keys
 from workers.settings import Settings
 
 _KEPT_LOGS = 50
 _TAIL_BYTES, _TAIL_LINES = 2000, 12
+# So long the watcher may take to tell of an end.
+UNTOLD_S = 1.0
+# By this variable a worker's processes are found that no record names.
+_MARK = "SIGNAL_WORKER_OF"
 
 
 class Worker:
@@ -35,11 +41,11 @@ class Worker:
         """`popen` is None for a worker that another agent started."""
         self.node, self.parent, self.log = node, parent, log
         self.child: Process | None = None
-        self.started_at = time.monotonic()
+        # From here on the log is about the run that the worker has.
+        self.log_mark = 0
         self._popen = popen
-        self._first: Process | None = None
-        self._why: str | None = None
-        self._log_mark = 0
+        self._first: End | None = None
+        self._dead_since: float | None = None
 
     def know_child(self, pid: int) -> bool:
         """Takes note of the child; False when the pid is not of this worker's group (any more)."""
@@ -48,16 +54,39 @@ class Worker:
         except ProcessLookupError:
             return False
         self.child = Process.of(pid) if group == self.parent.pid else None
+        if self.child is not None:
+            _prefer_to_kill(pid)
         return self.child is not None
 
-    def note_end(self, process: Process) -> None:
-        """The watcher's word that this process of the worker has ended; the first one counts."""
-        self._first = self._first or process
+    def processes(self) -> list[Process]:
+        """Those that are known: the parent, and the child."""
+        return [self.parent] if self.child is None else [self.parent, self.child]
 
-    def ended(self) -> str | None:
-        """How the worker ended, for people to read; None while both of its processes live."""
-        self._why = self._why or self._look()
-        return self._why
+    def note_end(self, end: End) -> None:
+        """The watcher's word that a process of the worker has ended; the first one counts."""
+        self._first = self._first or end
+
+    def ended(self) -> End | None:
+        """The first of its processes to end, and how; None while they live."""
+        self._first = self._first or self._find_end()
+        if self._first is not None and self._first.status is None:
+            self._first = replace(self._first, status=self._status_of(self._first.process))
+        return self._first
+
+    def why(self, end: End) -> str:
+        """What `ended` said, for people to read."""
+        which = "process" if end.process == self.parent else "computing process"
+        return f"its {which} {in_words(end)}"
+
+    def blames(self, end: End) -> bool:
+        """Whether what the worker was executing brought it down."""
+        return end.process == self.child and blames(end)
+
+    def drain(self) -> None:
+        """Has the child stop after the present operation, with a snapshot, and then ends the worker."""
+        if self.child is not None:
+            self.child.signal(signal.SIGUSR1)
+        self.stop()
 
     def stop(self) -> None:
         """Asks for a warm shutdown: the running task ends first. The parent alone gets the signal,
@@ -72,8 +101,7 @@ class Worker:
 
     def gone(self) -> bool:
         """True when no process of the worker is left."""
-        child_lives = self.child is not None and self.child.alive()
-        return not child_lives and not self.parent.alive()
+        return not any(process.alive() for process in self.processes())
 
     def reap(self) -> None:
         """Reads the exit status of the parent, so that no zombie stays; kills what still runs."""
@@ -81,38 +109,52 @@ class Worker:
         if self._popen is not None:
             self._popen.wait()
 
+    def lived_s(self) -> float:
+        """Seconds since the parent was started."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.parent.started / ticks
+
     def mark_log(self) -> None:
-        """From here on the log is about the next run; what it said before is not its owner's."""
+        """What the log said until now is not about the next run, and not for its owner."""
         with suppress(FileNotFoundError):
-            self._log_mark = self.log.stat().st_size
+            self.log_mark = self.log.stat().st_size
 
     def last_words(self) -> str:
         """The end of the log, since the mark."""
+        return "\n".join(self._log_end().strip().splitlines()[-_TAIL_LINES:])
+
+    def _log_end(self) -> str:
         try:
             with self.log.open("rb") as file:
-                file.seek(max(self._log_mark, self.log.stat().st_size - _TAIL_BYTES))
-                text = file.read().decode(errors="replace")
+                file.seek(max(self.log_mark, self.log.stat().st_size - _TAIL_BYTES))
+                return file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        return "\n".join(text.strip().splitlines()[-_TAIL_LINES:])
 
-    def _look(self) -> str | None:
-        child_ended = self.child is not None and not self.child.alive()
-        if child_ended and self._first != self.parent:
-            return "its computing process was killed or crashed"
-        if not self.parent.alive():
-            # Its group can be named only as long as nobody has read its exit status.
-            self.kill()
-            return f"its process {self._exit()}"
-        return None
+    def _find_end(self) -> End | None:
+        """An end that the watcher does not tell of. It is given time to: it sees the status, and a
+        process whose first thread is gone may still be ending."""
+        dead = next((one for one in reversed(self.processes()) if not one.alive()), None)
+        if dead is None:
+            return None
+        self._dead_since = self._dead_since or time.monotonic()
+        if time.monotonic() - self._dead_since < UNTOLD_S:
+            return None
+        # The parent's group can be named only as long as somebody of it is left.
+        self.kill()
+        return End(dead, None)
 
-    def _exit(self) -> str:
-        code = self._popen.poll() if self._popen is not None else None
-        if code is None:
-            return "ended"
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"exited with status {code}"
+    def _status_of(self, process: Process) -> int | None:
+        """What is left to ask when the watcher could not tell how a process ended."""
+        if process == self.parent:
+            return self._popen.poll() if self._popen is not None else None
+        return logged_status(self._log_end(), process.pid)
+
+
+def _prefer_to_kill(pid: int) -> None:
+    """When memory runs out the kernel takes who computes, and not the server that would rebuild it."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
 
 def start_worker(settings: Settings, slot: Slot) -> Worker:
@@ -126,7 +168,7 @@ def start_worker(settings: Settings, slot: Slot) -> Worker:
         popen = subprocess.Popen(
             command(node),
             cwd=folder,
-            env=environment(os.environ, slot, node),
+            env=environment(os.environ, settings, slot, node),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -144,9 +186,28 @@ def command(node: str) -> list[str]:
     return [*celery, *options, "-l", "WARNING", "-n", node, "-Q", keys.host_queue(node)]
 
 
-def environment(inherited: Mapping[str, str], slot: Slot, node: str) -> dict[str, str]:
+def environment(
+    inherited: Mapping[str, str], settings: Settings, slot: Slot, node: str
+) -> dict[str, str]:
     """The agent's own environment, which holds the settings, and what names and pins the worker."""
-    return {**inherited, "PYTHONUNBUFFERED": "1", "SIGNAL_NODE": node, **slot.environment()}
+    own = {
+        "PYTHONUNBUFFERED": "1",
+        # A worker that crashes says where, in its log.
+        "PYTHONFAULTHANDLER": "1",
+        "SIGNAL_NODE": node,
+        _MARK: str(settings.data_dir),
+    }
+    return {**inherited, **own, **slot.environment()}
+
+
+def strays(settings: Settings, known: Iterable[Worker]) -> list[Process]:
+    """Processes of workers of this data folder that belong to none of those that are known."""
+    groups = {worker.parent.pid for worker in known}
+    return [
+        process
+        for process in having(_MARK, str(settings.data_dir))
+        if process.group() not in groups
+    ]
 
 
 def _prune(folder: Path) -> None:

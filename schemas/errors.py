@@ -79,6 +79,18 @@ _ROWS = (
     ErrorCode("bad_request", 400, False, "The request could not be understood."),
     ErrorCode("range_not_satisfiable", 416, False, "The file does not have the asked-for range."),
     ErrorCode("future_expired", 410, False, "The result was kept for its time and is gone."),
+    ErrorCode(
+        "history_gone",
+        410,
+        False,
+        "That part of the run's history is not kept any more; `branchable` says what is.",
+    ),
+    ErrorCode(
+        "state_mismatch",
+        422,
+        False,
+        "The saved state does not fit the run: names, shapes, number formats and hashes must all match.",
+    ),
     # The state of things.
     ErrorCode(
         "run_closed",
@@ -87,7 +99,31 @@ _ROWS = (
         "The run is completed, cancelled or failed and takes no more operations.",
     ),
     ErrorCode(
+        "run_paused",
+        409,
+        False,
+        "The run is paused; resume it, or accept what it waits for.",
+    ),
+    ErrorCode(
+        "rolled_back",
+        409,
+        False,
+        "The server lost the newest operations of the run; resume with accept=rolled_back to go on.",
+    ),
+    ErrorCode(
         "run_limit", 409, False, "You have as many unfinished runs as this server allows one user."
+    ),
+    ErrorCode(
+        "no_other_device",
+        409,
+        False,
+        "No other device that fits the run is free; migrate it when one is.",
+    ),
+    ErrorCode(
+        "run_in_use",
+        409,
+        False,
+        "Another run is still reading this run's state; delete it once that run is ready.",
     ),
     ErrorCode(
         "idempotency_conflict",
@@ -141,6 +177,30 @@ _ROWS = (
     ErrorCode("model_load_failed", 424, False, "The worker could not load the run's model."),
     ErrorCode("worker_start_failed", 424, False, "The run's worker could not be started."),
     ErrorCode("worker_lost", 424, False, "The run's worker died."),
+    ErrorCode(
+        "operation_crashed_worker",
+        424,
+        False,
+        "The operation ended its worker three times; the run is rebuilt without it and usable.",
+    ),
+    ErrorCode(
+        "journal_lost",
+        424,
+        False,
+        "The server lost its record of the operation, and the run is at the state before it.",
+    ),
+    ErrorCode(
+        "snapshot_damaged",
+        424,
+        False,
+        "A stored state of the run is damaged: a file lacks, or is not what its sha256 says.",
+    ),
+    ErrorCode(
+        "replay_mismatch",
+        409,
+        False,
+        "Executing the journal again did not give the recorded numbers.",
+    ),
     ErrorCode(
         "operation_failed",
         424,
@@ -204,20 +264,26 @@ class SignalError(Exception):
         param: str | None = None,
         details: Iterable[Detail] = (),
         retry_after_s: int | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
-        """`code` must be in the table; `message` defaults to its meaning."""
+        """`code` must be in the table; `message` defaults to its meaning.
+
+        `data` are facts that a program acts on, such as the `at_seq` of rolled_back.
+        """
         self.row = ERRORS[code]
         self.code = code
         self.message = message or self.row.meaning
         self.param = param
         self.details = tuple(details)
+        self.data = dict(data or {})
         self.retry_after_s = retry_after_s if retry_after_s is not None else self.row.retry_after_s
         super().__init__(f"{code}: {self.message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross process borders (Celery, multiprocessing) by pickle, which calls the class
         # with `args` alone.
-        return (_rebuild, (self.code, self.message, self.param, self.details, self.retry_after_s))
+        state = (self.code, self.message, self.param, self.details, self.retry_after_s, self.data)
+        return (_rebuild, state)
 
     @property
     def status(self) -> int:
@@ -231,6 +297,8 @@ class SignalError(Exception):
             body["param"] = self.param
         if self.details:
             body["details"] = [detail.to_dict() for detail in self.details]
+        if self.data:
+            body["data"] = dict(self.data)
         body["retryable"] = self.row.retryable
         return body
 
@@ -243,7 +311,13 @@ class SignalError(Exception):
             for d in body.get("details", ())
         ]
         known = code if code in ERRORS else "operation_failed"
-        return cls(known, body.get("message"), param=body.get("param"), details=details)
+        return cls(
+            known,
+            body.get("message"),
+            param=body.get("param"),
+            details=details,
+            data=body.get("data"),
+        )
 
 
 def _rebuild(
@@ -252,8 +326,11 @@ def _rebuild(
     param: str | None,
     details: tuple[Detail, ...],
     retry_after_s: int | None,
+    data: dict[str, Any],
 ) -> SignalError:
-    return SignalError(code, message, param=param, details=details, retry_after_s=retry_after_s)
+    return SignalError(
+        code, message, param=param, details=details, retry_after_s=retry_after_s, data=data
+    )
 
 
 def raise_all(details: Iterable[Detail]) -> None:

@@ -11,7 +11,14 @@ from schemas.examples import TrainingExample
 from schemas.fields import FiniteFloat, Input, OneOf, StrictBoolean, StrictInteger
 
 MAX_BATCH = 128
-KINDS = ("forward_backward", "forward", "optim_step", "sample", "save_state")
+KINDS = (
+    "forward_backward",
+    "forward",
+    "optim_step",
+    "sample",
+    "save_state",
+    "load_state",
+)
 NAME = validate.Regexp(
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
     error="1 to 100 of A-Z a-z 0-9 . _ -, not beginning with a mark.",
@@ -255,8 +262,36 @@ class SaveStateRequest(Placed):
     )
     mode = fields.String(
         load_default="adapter",
-        validate=validate.OneOf(("adapter",)),
-        metadata={"description": "A plain PEFT folder."},
+        validate=validate.OneOf(("adapter", "state")),
+        metadata={
+            "description": (
+                "adapter: a plain PEFT folder. state: with the optimizer's moments and steps beside it, from "
+                "which training goes on as if it had never stopped."
+            )
+        },
+    )
+
+
+class LoadStateRequest(Placed):
+    """POST /runs/{id}/load_state. Everything must fit the run exactly: names, shapes, hashes."""
+
+    run_id = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Length(1, 64),
+        metadata={"description": "The run that saved it, one of your own; left out: this run."},
+    )
+    artifact = fields.String(
+        required=True, validate=NAME, metadata={"description": "Name of the saved state."}
+    )
+    optimizer = StrictBoolean(
+        load_default=True,
+        metadata={
+            "description": (
+                "Load the optimizer's moments and step count too (true), or the weights alone and begin "
+                "with a fresh optimizer (false)."
+            )
+        },
     )
 
 
@@ -266,6 +301,7 @@ REQUESTS: dict[str, type[Placed]] = {
     "optim_step": OptimStepRequest,
     "sample": SampleRequest,
     "save_state": SaveStateRequest,
+    "load_state": LoadStateRequest,
 }
 
 

@@ -14,6 +14,8 @@ OPERATION_KINDS = (
     "optim_step",
     "sample",
     "save_state",
+    "load_state",
+    "certificate",
     "complete",
 )
 
@@ -172,6 +174,52 @@ class SaveStateResult(Output):
     timings = fields.Nested(Timings, required=True)
 
 
+class LoadStateResult(Output):
+    """Answer of load_state."""
+
+    seq = fields.Integer(required=True)
+    step = fields.Integer(
+        required=True, metadata={"description": "Optimizer steps behind the weights as of now."}
+    )
+    name = fields.String(required=True, metadata={"description": "Of the saved state."})
+    optimizer = fields.Boolean(
+        required=True, metadata={"description": "Whether the optimizer's state was loaded too."}
+    )
+    timings = fields.Nested(Timings, required=True)
+
+
+class Certificate(Output):
+    """What a run's state is, in hashes: where they are equal, the bits are."""
+
+    seq = fields.Integer(
+        required=True, metadata={"description": "The certificate's own place in the order."}
+    )
+    state_seq = fields.Integer(
+        required=True,
+        metadata={"description": "The last operation that changed the state; 0 before the first."},
+    )
+    step = fields.Integer(required=True)
+    sha256 = fields.String(
+        required=True,
+        metadata={"description": "Over `weights`, `moments`, `gradients` and `step`."},
+    )
+    weights = fields.String(required=True)
+    moments = fields.String(
+        required=True, metadata={"description": "Of the optimizer: its name, steps and moments."}
+    )
+    gradients = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "What is accumulated for the next step; null when nothing is."},
+    )
+    fingerprint = fields.Dict(
+        required=True, metadata={"description": "The setting that the state was computed in."}
+    )
+    timings = fields.Nested(
+        Timings, metadata={"description": "Not of the certificate that a completed run keeps."}
+    )
+
+
 class CompleteResult(Output):
     """Result of the operation that complete puts into the journal."""
 
@@ -187,6 +235,8 @@ RESULTS: dict[str, type[Output]] = {
     "optim_step": OptimStepResult,
     "sample": SampleResult,
     "save_state": SaveStateResult,
+    "load_state": LoadStateResult,
+    "certificate": Certificate,
     "complete": CompleteResult,
 }
 
@@ -197,7 +247,13 @@ class Future(Output):
     object = fields.String(required=True, metadata={"enum": ["future"]})
     future_id = fields.String(required=True)
     run_id = fields.String(required=True)
-    kind = fields.String(required=True, validate=validate.OneOf(OPERATION_KINDS))
+    kind = fields.String(
+        required=True,
+        validate=validate.OneOf((*OPERATION_KINDS, "lost")),
+        metadata={
+            "description": "`lost` of an operation whose record the server lost: error journal_lost."
+        },
+    )
     status = fields.String(required=True, validate=validate.OneOf(STATUSES))
     seq = fields.Integer(
         required=True,

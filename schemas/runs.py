@@ -7,9 +7,29 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate, validates
 
 from schemas.fields import FiniteFloat, Input, Labels, Output, StrictBoolean, StrictInteger, rfc3339
+from schemas.history import (
+    Determinism,
+    InitFrom,
+    JournalSize,
+    RunHold,
+    RunParent,
+    RunSnapshot,
+)
 
-RUN_STATUSES = ("queued", "loading", "ready", "completed", "cancelled", "failed")
+RUN_STATUSES = (
+    "queued",
+    "loading",
+    "rebuilding",
+    "ready",
+    "pausing",
+    "paused",
+    "rolled_back",
+    "completed",
+    "cancelled",
+    "failed",
+)
 CLOSED_STATUSES = ("completed", "cancelled", "failed")
+SCHEDULERS = ("constant", "linear", "cosine", "constant_with_warmup")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -47,7 +67,7 @@ class RunConfig(Input):
     lr_scheduler = fields.String(
         load_default=None,
         allow_none=True,
-        validate=validate.OneOf(("constant", "linear", "cosine", "constant_with_warmup")),
+        validate=validate.OneOf(SCHEDULERS),
     )
     warmup_steps = StrictInteger(load_default=0, validate=validate.Range(0, 10**9))
     max_seq_length = StrictInteger(
@@ -93,10 +113,7 @@ class RunConfig(Input):
 
     @validates("lr_scheduler")
     def _no_scheduler(self, value: str | None, data_key: str) -> None:
-        if value not in (None, "constant"):
-            raise ValidationError(
-                f"{value} is not supported yet: set learning_rate per optim_step."
-            )
+        _refuse_scheduler(value)
 
     @validates("warmup_steps")
     def _no_warmup(self, value: int, data_key: str) -> None:
@@ -109,8 +126,13 @@ class RunConfig(Input):
             raise ValidationError("Choosing a device is not supported yet: leave it out.")
 
 
-class RunCreate(RunConfig):
-    """POST /runs: the configuration with a name and labels."""
+def _refuse_scheduler(value: str | None) -> None:
+    if value not in (None, "constant"):
+        raise ValidationError(f"{value} is not supported yet: set learning_rate per optim_step.")
+
+
+class Named(Input):
+    """A run's name and labels."""
 
     name = fields.String(
         load_default=None,
@@ -118,6 +140,37 @@ class RunCreate(RunConfig):
         validate=[validate.Length(1, 200), validate.ContainsNoneOf("\x00")],
     )
     labels = Labels(load_default=dict)
+
+
+class RunCreate(RunConfig, Named):
+    """POST /runs: the configuration with a name and labels."""
+
+    init_from = fields.Nested(
+        InitFrom,
+        load_default=None,
+        allow_none=True,
+        metadata={"description": "Begin from a saved state of your own instead of from nothing."},
+    )
+
+
+class BranchRequest(Named):
+    """POST /runs/{id}/branch. What is left out stays as it is in the run."""
+
+    at_seq = StrictInteger(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Range(0, 2**53),
+        metadata={
+            "description": "Begin from the state after this operation; null means the newest."
+        },
+    )
+    learning_rate = FiniteFloat(validate=validate.Range(0, 1, min_inclusive=False))
+    weight_decay = FiniteFloat(validate=validate.Range(0, 1))
+    lr_scheduler = fields.String(allow_none=True, validate=validate.OneOf(SCHEDULERS))
+
+    @validates("lr_scheduler")
+    def _no_scheduler(self, value: str | None, data_key: str) -> None:
+        _refuse_scheduler(value)
 
 
 class RunDevice(Output):
@@ -139,6 +192,7 @@ class ErrorBody(Output):
     message = fields.String(required=True)
     param = fields.String(allow_none=True)
     details = fields.List(fields.Dict())
+    data = fields.Dict(keys=fields.String())
     retryable = fields.Boolean(required=True)
 
 
@@ -173,6 +227,42 @@ class Run(Output):
         metadata={"description": "Runs ahead of this one for a device; null when placed."},
     )
     device = fields.Nested(RunDevice, required=True, allow_none=True)
+    hold = fields.Nested(
+        RunHold,
+        required=True,
+        allow_none=True,
+        metadata={"description": "Why it takes no operation; null when it does."},
+    )
+    parent = fields.Nested(
+        RunParent,
+        required=True,
+        allow_none=True,
+        metadata={"description": "What it began from; null when that was nothing."},
+    )
+    branchable = fields.Dict(
+        keys=fields.String(),
+        values=fields.Integer(),
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "The kept history: a branch can begin at the seqs `from` to `to`; null without."
+        },
+    )
+    snapshot = fields.Nested(RunSnapshot, required=True, allow_none=True)
+    recovery_s = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "Seconds that the loss of its worker would cost now, as far as is known."
+        },
+    )
+    deterministic = fields.Nested(Determinism, required=True, allow_none=True)
+    fingerprint = fields.Dict(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The setting that its numbers come from, once there is one."},
+    )
+    journal = fields.Nested(JournalSize, required=True, allow_none=True)
     created_at = rfc3339(required=True)
     updated_at = rfc3339(required=True)
     started_at = rfc3339(required=True, allow_none=True)
@@ -258,9 +348,12 @@ class RunClosed(Output):
     message = fields.String(allow_none=True)
 
 
+_NOT_CONFIG = ("name", "labels", "init_from")
+
+
 def resolved(config: dict[str, Any], context_length: int) -> dict[str, Any]:
     """The run's configuration with every default filled in, as it is stored and shown."""
-    out = {key: value for key, value in config.items() if key not in ("name", "labels")}
+    out = {key: value for key, value in config.items() if key not in _NOT_CONFIG}
     if out["max_seq_length"] is None:
         out["max_seq_length"] = min(2048, context_length)
     return out

@@ -39,6 +39,10 @@ class ApiError(Output):
     details = fields.List(
         fields.Nested(ErrorDetail), metadata={"description": "Every wrong field."}
     )
+    data = fields.Dict(
+        keys=fields.String(),
+        metadata={"description": "Facts for a program, such as `at_seq` of rolled_back."},
+    )
     retryable = fields.Boolean(
         required=True, metadata={"description": "Whether the same request can succeed later."}
     )

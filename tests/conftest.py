@@ -50,7 +50,7 @@ def _no_run_is_left() -> Iterator[None]:
     for running in _SHARED:
         with Inside(running) as inside:
             settings = settings_for(running.data_dir, "redis://unused")
-            journal = Journal(inside.redis, open_storage(running.data_dir), settings)
+            journal = Journal(inside.redis, open_storage(settings), settings)
             for run_id in journal.open_runs():
                 journal.close(run_id, "cancelled")
 

@@ -11,8 +11,11 @@ from web.docs.fields import exact
 from web.docs.views import blp as docs
 from web.docs.views import register_document
 from web.errors import SignalApi
+from web.events.views import blp as events
 from web.futures.views import blp as futures
 from web.health.views import blp as health
+from web.history.views import blp as history
+from web.holds.views import blp as holds
 from web.metrics.views import blp as metrics
 from web.middleware import install
 from web.models.views import blp as models
@@ -50,7 +53,8 @@ def build(settings: Settings | None = None) -> Flask:
     app.before_request(refuse_query)
     api = SignalApi(app)
     api.ma_plugin.converter.add_attribute_function(exact)
-    for blp in (runs, operations, futures, tokenization, metrics, artifacts, models, health):
+    lives = (runs, holds, history, events)
+    for blp in (*lives, operations, futures, tokenization, metrics, artifacts, models, health):
         api.register_blueprint(blp)
     app.register_blueprint(docs)
     register_document(app, api)

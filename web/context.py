@@ -23,7 +23,7 @@ from web.accounts.auth_cache import AuthCache
 from web.accounts.service import User
 from web.runs.facts import RunFactsCache
 from workers.catalogue import Catalogue
-from workers.queue.app import make_app, ring
+from workers.queue.app import make_app, release_queue, ring
 from workers.queue.futures import FutureHub
 from workers.queue.journal import Journal, connect
 from workers.settings import Settings
@@ -40,12 +40,12 @@ class Services:
         self.settings = settings
         self.db = Database(settings.database_url)
         self.redis = impatient(connect(settings.redis_url, timeout_s=4.0))
-        self.storage = open_storage(settings.data_dir)
+        self.storage = open_storage(settings)
         self.journal = Journal(self.redis, self.storage, settings)
-        self.hub = FutureHub(self.redis)
+        self.facts = RunFactsCache(self.db, lambda: self.hub.start())
+        self.hub = FutureHub(self.redis, self.facts.heard)
         self.catalogue = Catalogue(settings)
         self.auth = AuthCache(self.db)
-        self.facts = RunFactsCache(self.db, self.journal)
         self._celery = make_app(settings)
         # A request must not hang with the broker: by default kombu tries for ever to reach it, and a
         # broker that is reached but silent would hold the doorbell for half a minute.
@@ -60,6 +60,7 @@ class Services:
 
     def close(self) -> None:
         """Let go of every connection; for processes that end before their interpreter does."""
+        self.hub.close()
         self._celery.close()
         self.redis.close()
         self.db.close()
@@ -70,6 +71,10 @@ class Services:
             ring(self._celery, self.settings, run_id, admitted, bell_was_free)
         except (OperationalError, OSError) as error:
             log.warning("the doorbell of %s was not rung: %s", run_id, error)
+
+    def forget_queue(self, run_id: str) -> None:
+        """Delete what the broker holds for a run."""
+        release_queue(self._celery, run_id)
 
     @contextmanager
     def wait_slot(self) -> Iterator[bool]:

@@ -24,6 +24,7 @@ from schemas.errors import Detail, SignalError
 from schemas.service import ErrorEnvelope
 from web.answers import json_answer
 from web.middleware import request_id
+from workers.storage import StorageAway
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def as_signal_error(error: BaseException) -> SignalError:
         return _from_redis(error)
     if isinstance(error, sqlalchemy.exc.SQLAlchemyError):
         return _from_sql(error)
-    if isinstance(error, kombu.exceptions.OperationalError):
+    if isinstance(error, kombu.exceptions.OperationalError | StorageAway):
         return SignalError("unavailable")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SignalError("storage_full")

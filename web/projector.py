@@ -1,8 +1,9 @@
-"""The projector: reads the stream of commits and writes runs, metrics and artifacts into SQL.
+"""The projector: reads the stream of commits and writes runs, events, metrics and artifacts into SQL.
 
 A process of its own (`python -P -m web.projector`), elected by a lock in Redis, so that more than one
 may be started. Each batch and the position in the stream are one SQL transaction, and every write is
-idempotent by (run, seq): whatever dies when, the next one goes on where SQL says.
+idempotent by (run, seq) or by the entry of the stream: whatever dies when, the next one goes on where
+SQL says. Who waits for a run's events is woken when they are in SQL.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from itertools import groupby
 from typing import Any, cast
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from gpu_pool import leases
 from gpu_pool.database import Database
-from schemas.runs import CLOSED_STATUSES
 from web.artifacts import service as artifacts
+from web.db.scrub import scrub
 from web.db.tables import ProjectionRow
+from web.events import service as run_events
 from web.idempotency.service import IdempotencyKeys
 from web.metrics import service as metrics
+from web.runs.changes import happened, shown
 from web.runs.service import close_row
 from web.runs.tables import RunRow
 from workers.queue import keys
@@ -62,8 +66,9 @@ return 0
 
 @dataclass(frozen=True)
 class Event:
-    """One entry of the stream of commits."""
+    """One entry of the stream of commits; `id` is its place there."""
 
+    id: str
     type: str
     run_id: str
     at: datetime
@@ -73,10 +78,11 @@ class Event:
     data: dict[str, Any]
 
     @classmethod
-    def from_redis(cls, fields: Mapping[bytes, bytes]) -> Event:
-        """From the entry's fields."""
+    def from_redis(cls, id_: bytes, fields: Mapping[bytes, bytes]) -> Event:
+        """From the entry's place and fields."""
         text = {name.decode(): value.decode() for name, value in fields.items()}
         return cls(
+            id=id_.decode(),
             type=text["type"],
             run_id=text["run"],
             at=datetime.fromtimestamp(float(text["at"]), UTC),
@@ -91,6 +97,11 @@ def _run_id(event: Event) -> str:
     return event.run_id
 
 
+def _place(id_: str) -> tuple[int, int]:
+    milliseconds, number = id_.split("-")
+    return int(milliseconds), int(number)
+
+
 def apply(session: Session, run_id: str, events: Sequence[Event]) -> None:
     """Write a run's events, in order, into SQL; a repeat changes nothing."""
     measured: list[metrics.Projected] = []
@@ -100,30 +111,50 @@ def apply(session: Session, run_id: str, events: Sequence[Event]) -> None:
         log.warning("%s of an unknown run %s", events[0].type, run_id)
         return
     for event in events:
-        _apply(session, run, event, measured)
+        if event.type == "commit":
+            _apply_commit(session, run, event, measured)
+        elif run_events.add(
+            session, run, event.id, event.type, event.at,
+            shown(event.type, event.status, event.data),
+        ):  # fmt: skip
+            _apply_event(session, run, event, measured)
     metrics.add_projected(session, measured)
+    leases.note_seq(session, run_id, run.projected_seq)
 
 
-def _apply(session: Session, run: RunRow, event: Event, measured: list[metrics.Projected]) -> None:
-    if event.type == "commit":
-        if event.seq > run.projected_seq:
-            _apply_commit(session, run, event)
-            measured += _measured(event)
-    elif event.type == "closed":
+def _apply_event(
+    session: Session, run: RunRow, event: Event, measured: list[metrics.Projected]
+) -> None:
+    if event.type == "closed":
         close_row(session, event.run_id, event.status, event.data or None, event.at)
-    elif run.status not in CLOSED_STATUSES:
-        run.status = {"placed": "loading", "ready": "ready"}.get(event.type, run.status)
-        run.device = event.data or run.device
-        run.started_at = run.started_at or event.at
-        run.updated_at = event.at
+        return
+    if event.type == "rolled_back":
+        metrics.add_projected(session, measured)
+        measured.clear()
+        _roll_back(session, run, int(event.data["at_seq"]))
+    happened(run, event.type, event.status, event.data, event.at)
 
 
-def _apply_commit(session: Session, run: RunRow, event: Event) -> None:
+def _roll_back(session: Session, run: RunRow, at_seq: int) -> None:
+    """What the journal has lost is computed anew under the same seqs. Artifacts are files, and stay."""
+    if run.projected_seq > at_seq:
+        metrics.forget_after(session, run.run_id, at_seq)
+        run.projected_seq = at_seq
+
+
+def _apply_commit(
+    session: Session, run: RunRow, event: Event, measured: list[metrics.Projected]
+) -> None:
+    if event.seq <= run.projected_seq:
+        return
     if "artifact" in event.data:
         artifacts.add_projected(session, run.run_id, event.seq, event.data["artifact"], event.at)
+    if event.kind == "complete" and "certificate" in event.data:
+        run.certificate = {**event.data["certificate"], "seq": event.seq}
     run.current_step = int(event.data.get("step", run.current_step))
     run.projected_seq = event.seq
     run.updated_at = event.at
+    measured += _measured(event)
 
 
 def _measured(event: Event) -> list[metrics.Projected]:
@@ -150,16 +181,35 @@ class Projector:
             time.sleep(BLOCK_MS / 1000)
             return 0
         position = self._position()
-        rows = self._read(position, BLOCK_MS)
+        begin = "0-0" if self._went_back(position) else position
+        rows = self._read(begin, BLOCK_MS)
         if rows and len(rows) < BATCH:
             time.sleep(GATHER_S)
-            rows = self._read(position, None)
+            rows = self._read(begin, None)
         if rows:
             last = rows[-1][0].decode()
-            self._write([Event.from_redis(fields) for _, fields in rows], position, last)
+            events = [Event.from_redis(*row) for row in rows]
+            self._write(events, position, last)
+            self._wake(events)
             self._redis.xtrim(keys.COMMITS, minid=last, approximate=False)
         self._tidy()
         return len(rows)
+
+    def _went_back(self, position: str) -> bool:
+        """Whether the server has lost its data, and its clock now gives places before the last one read.
+
+        Everything that is there is read again then: what was written before is written once all the same.
+        """
+        try:
+            found = self._redis.xinfo_stream(keys.COMMITS)
+        except ResponseError:
+            return False
+        last = found["last-generated-id"]
+        return _place(last.decode() if isinstance(last, bytes) else last) < _place(position)
+
+    def _wake(self, events: list[Event]) -> None:
+        for run_id in {event.run_id for event in events if event.type != "commit"}:
+            self._redis.publish(keys.DONE, f"{run_id}:{run_events.HAPPENED}")
 
     def _read(self, position: str, block_ms: int | None) -> list[Any]:
         found = self._redis.xread({keys.COMMITS: position}, count=BATCH, block=block_ms)
@@ -196,6 +246,7 @@ class Projector:
         if time.monotonic() - self._tidied > TIDY_S:
             self._tidied = time.monotonic()
             IdempotencyKeys(self._db).forget_old()
+            scrub(self._db, self._redis)
 
 
 def main() -> None:

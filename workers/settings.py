@@ -7,6 +7,7 @@ has one name and one default. Touches the environment and the secret file only.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,11 +35,24 @@ class Settings:
     max_body_bytes: int = 20 * MIB
     inline_bytes: int = 64 * 1024
     max_queued: int = 10_000
+    max_queued_bytes: int = 1024 * MIB
+    user_max_queued: int = 40_000
+    user_max_queued_bytes: int = 2048 * MIB
+    max_unsealed_bytes: int = 1024 * MIB
     max_active_runs: int = 32
     max_group: int = 64
     allow_hub: bool = False
     devices: str = "auto"
+    storage: str = ""
     host_name: str = "localhost"
+    hang_s: float = 600.0
+    idle_pause_s: float = 1_800.0
+    snapshot_share: float = 0.02
+    snapshot_max_operations: int = 1_000
+    snapshot_max_bytes: int = 64 * MIB
+    history_every: int = 100
+    history_s: float = 7 * 86_400.0
+    history_bytes: int = 10 * 1024 * MIB
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -59,12 +73,43 @@ class Settings:
             operation_deadline_s=_number(env, "SIGNAL_OPERATION_DEADLINE", 86_400.0),
             max_body_bytes=int(_number(env, "SIGNAL_MAX_BODY_MB", 20) * MIB),
             max_queued=int(_number(env, "SIGNAL_MAX_QUEUED", 10_000)),
+            max_queued_bytes=int(_number(env, "SIGNAL_MAX_QUEUED_MB", 1024) * MIB),
+            user_max_queued=int(_number(env, "SIGNAL_USER_MAX_QUEUED", 40_000)),
+            user_max_queued_bytes=int(_number(env, "SIGNAL_USER_MAX_QUEUED_MB", 2048) * MIB),
+            max_unsealed_bytes=int(_number(env, "SIGNAL_MAX_UNSEALED_MB", 1024) * MIB),
             max_active_runs=int(_number(env, "SIGNAL_MAX_ACTIVE_RUNS", 32)),
             max_group=int(_number(env, "SIGNAL_MAX_GROUP", 64)),
             allow_hub=_one_of(env, "SIGNAL_ALLOW_HUB", ("0", "1")) == "1",
             devices=env.get("SIGNAL_DEVICES") or "auto",
+            storage=_storage(env),
             host_name=env.get("SIGNAL_HOST_NAME") or socket.gethostname(),
+            hang_s=_number(env, "SIGNAL_HANG", 600.0),
+            idle_pause_s=_number(env, "SIGNAL_IDLE_PAUSE", 1_800.0),
+            snapshot_share=_number(env, "SIGNAL_SNAPSHOT_SHARE", 0.02, at_most=1.0),
+            snapshot_max_operations=int(_number(env, "SIGNAL_SNAPSHOT_OPERATIONS", 1_000)),
+            snapshot_max_bytes=int(_number(env, "SIGNAL_SNAPSHOT_MB", 64) * MIB),
+            history_every=int(_number(env, "SIGNAL_HISTORY_EVERY", 100)),
+            history_s=_number(env, "SIGNAL_HISTORY", 7 * 86_400.0),
+            history_bytes=int(_number(env, "SIGNAL_HISTORY_MB", 10_240) * MIB),
         )
+
+
+def s3_place(storage: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket/prefix`. Raises ValueError that names SIGNAL_STORAGE."""
+    found = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/(.*))?", storage)
+    prefix = (found[2] or "").strip("/") if found else ""
+    if found is None or (prefix and not set(prefix.split("/")).isdisjoint(("", ".", ".."))):
+        raise ValueError(
+            f"SIGNAL_STORAGE must be s3://bucket/prefix, or empty for a local folder, not {storage!r}"
+        )
+    return found[1], prefix
+
+
+def _storage(env: Mapping[str, str]) -> str:
+    value = env.get("SIGNAL_STORAGE") or ""
+    if value:
+        s3_place(value)
+    return value
 
 
 def _required(env: Mapping[str, str], name: str) -> str:

@@ -74,13 +74,19 @@ class SignalClient:
         *,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        init_from: Mapping[str, Any] | None = None,
         **options: Unpack[RunOptions],
     ) -> SignalRun:
         """Create a run: LoRA on `base_model`, a name of `models()`.
 
-        Operations may be submitted at once; they wait until a worker has loaded the model.
+        Operations may be submitted at once; they wait until a worker has loaded the model. `init_from`
+        begins from a saved state of one's own: `{"run_id": …, "artifact": …, "optimizer": True}`.
         """
-        own = {"name": name, "labels": dict(labels) if labels else None}
+        own = {
+            "name": name,
+            "labels": dict(labels) if labels else None,
+            "init_from": dict(init_from) if init_from else None,
+        }
         body = encode({"base_model": base_model, **given({**own, **options})})
         return SignalRun(self._poller, Run.from_dict(self._transport.post("/runs", body).body))
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rewardsignal._client import SignalClient
-from rewardsignal._schemas import Run
+from rewardsignal._schemas import Run, RunEvent
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -53,6 +53,17 @@ def show_run(run_id: str, as_json: bool) -> None:
     return _print_table(("", ""), [*_facts(run.info), *saved])
 
 
+@runs.command("watch")
+@click.argument("run_id")
+@click.option("--after", default=0, show_default=True, help="Only events with a greater id.")
+@_json
+def watch_run(run_id: str, after: int, as_json: bool) -> None:
+    """What happens to a run, until it ends."""
+    with _client() as client:
+        for event in client.run(run_id).watch(after):
+            click.echo(json.dumps(event.to_dict()) if as_json else _told(event))
+
+
 @click.command()
 @_json
 def models(as_json: bool) -> None:
@@ -69,6 +80,15 @@ def models(as_json: bool) -> None:
 
 def _client() -> SignalClient:
     return SignalClient()
+
+
+def _told(event: RunEvent) -> str:
+    """An event as one line: when, what, and its plain facts."""
+    plain = {
+        name: value for name, value in event.data.items() if not isinstance(value, dict | list)
+    }
+    facts = ", ".join(f"{name} {value}" for name, value in plain.items() if value is not None)
+    return f"{event.at}  {event.type.replace('_', ' '):<18}{facts}".rstrip()
 
 
 def _facts(run: Run) -> list[tuple[str, Any]]:

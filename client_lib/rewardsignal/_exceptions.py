@@ -64,6 +64,11 @@ class SignalAPIError(Exception):
         return list(self.response_data.get("details") or ())
 
     @property
+    def data(self) -> dict[str, Any]:
+        """Facts for a program: `at_seq` of `rolled_back`, `queued` of `queue_full`."""
+        return dict(self.response_data.get("data") or {})
+
+    @property
     def retryable(self) -> bool:
         """Whether the same call can succeed later."""
         return bool(self.response_data.get("retryable", False))

@@ -45,6 +45,11 @@ def save_state(name: str | None, mode: str) -> dict[str, Any]:
     return given({"name": name, "mode": mode})
 
 
+def load_state(artifact: str, run_id: str | None, optimizer: bool) -> dict[str, Any]:
+    """The body of load_state."""
+    return {"artifact": artifact, "optimizer": optimizer, **given({"run_id": run_id})}
+
+
 def given(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are set: None stands for the server's default."""
     return {name: value for name, value in fields.items() if value is not None}

@@ -24,6 +24,7 @@ from rewardsignal._schemas import (
     MAX_OPERATIONS,
     ForwardBackwardResult,
     ForwardResult,
+    LoadStateResult,
     OptimStepOptions,
     OptimStepResult,
     SampleOptions,
@@ -77,6 +78,12 @@ class Pipeline:
     ) -> APIFuture[SaveStateResult]:
         """Add a `save_state`."""
         return self._add("save_state", bodies.save_state(name, mode))
+
+    def load_state(
+        self, artifact: str, *, run_id: str | None = None, optimizer: bool = True
+    ) -> APIFuture[LoadStateResult]:
+        """Add a `load_state`."""
+        return self._add("load_state", bodies.load_state(artifact, run_id, optimizer))
 
     def flush(self) -> None:
         """Send what is collected. Raises what the server refused."""

@@ -8,14 +8,15 @@ worker computes. Operations of one run take effect in the order in which they we
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from rewardsignal import _operations as bodies
 from rewardsignal._custom import CustomLoss, differentiated
-from rewardsignal._exceptions import ConflictError, NotFoundError
+from rewardsignal._exceptions import ConflictError, NotFoundError, SignalAPIError
 from rewardsignal._files import download_artifact
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import Batch, Prompts, given
@@ -25,10 +26,12 @@ from rewardsignal._records import Record
 from rewardsignal._schemas import (
     Artifact,
     ArtifactList,
+    Certificate,
     ChatTemplateResult,
     DetokenizeResult,
     ForwardBackwardResult,
     ForwardResult,
+    LoadStateResult,
     MetricRow,
     ModelInfo,
     OperationList,
@@ -36,6 +39,8 @@ from rewardsignal._schemas import (
     OptimStepResult,
     Run,
     RunClosed,
+    RunEvent,
+    RunEventList,
     RunMetrics,
     SampleOptions,
     SampleResult,
@@ -47,14 +52,21 @@ from rewardsignal._schemas import (
 from rewardsignal._submit import Submitter
 from rewardsignal._transport import encode, segment
 
+log = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=Record)
+# In seconds: how long a request of `watch` is held, how long a pause after an exception is tried, and how
+# much longer than another request a deletion may take.
+WATCH_S = 20.0
+PAUSE_S = 5.0
+DELETE_S = 30.0
 
 
 class SignalRun:
     """One training run. Made by `client.create_run()` and `client.run()`.
 
-    As a context manager it completes the run when the block ends well; after an exception the run stays
-    open, so that `client.run(run_id)` can go on with it.
+    As a context manager it completes the run when the block ends well; an exception pauses it with a
+    snapshot and frees its device, so that `client.run(run_id).resume()` can go on with it.
     """
 
     def __init__(self, poller: Poller, info: Run) -> None:
@@ -147,7 +159,10 @@ class SignalRun:
         return self._submitter.submit_one("sample", bodies.sample(prompts, options))
 
     def save_state(self, name: str | None = None, mode: str = "adapter") -> SaveStateResult:
-        """Save the adapter as a plain PEFT folder; `download` fetches it."""
+        """Save the adapter as a plain PEFT folder; `download` fetches it.
+
+        The mode "state" saves the optimizer with it, for `load_state`.
+        """
         return self._call(SaveStateResult, "save_state", bodies.save_state(name, mode))
 
     def save_state_async(
@@ -155,6 +170,23 @@ class SignalRun:
     ) -> APIFuture[SaveStateResult]:
         """Submit a `save_state`."""
         return self._submitter.submit_one("save_state", bodies.save_state(name, mode))
+
+    def load_state(
+        self, artifact: str, *, run_id: str | None = None, optimizer: bool = True
+    ) -> LoadStateResult:
+        """Go on from a saved state: of this run, or of another of one's own (`run_id`).
+
+        With `optimizer` the moments are loaded too, which the mode "state" of save_state keeps.
+        """
+        body = bodies.load_state(artifact, run_id, optimizer)
+        return self._call(LoadStateResult, "load_state", body)
+
+    def load_state_async(
+        self, artifact: str, *, run_id: str | None = None, optimizer: bool = True
+    ) -> APIFuture[LoadStateResult]:
+        """Submit a `load_state`."""
+        body = bodies.load_state(artifact, run_id, optimizer)
+        return self._submitter.submit_one("load_state", body)
 
     def submit(self, operations: Iterable[Mapping[str, Any]]) -> list[APIFuture[Any]]:
         """Submit several operations by one request: objects of `kind` and the fields of that call."""
@@ -237,6 +269,76 @@ class SignalRun:
             raise NotFoundError(f"The run {self.run_id} has no artifact {name!r}.")
         return download_artifact(self._transport, found, Path(folder))
 
+    def events(self, after: int = 0, wait: float = 0.0, limit: int = 100) -> RunEventList:
+        """What happened to the run after an event; with `wait`, held until something does."""
+        query = {"after": after, "limit": limit, "wait": wait or None}
+        return self._get(RunEventList, "events", query, held=wait)
+
+    def watch(self, after: int = 0) -> Iterator[RunEvent]:
+        """The run's events as they happen, until it has ended."""
+        while True:
+            page = self.events(after, wait=WATCH_S)
+            yield from page.data
+            if page.ended:
+                return
+            after = page.next_after
+
+    # Standing still, going back, going elsewhere.
+
+    def pause(self) -> Run:
+        """Write a snapshot and free the device; what is queued stays. New operations are refused."""
+        return self._shown("pause", {})
+
+    def resume(self, accept: str | None = None) -> Run:
+        """Go on. `accept` takes note of what `info.hold` says: "rebuilt" or "rolled_back"."""
+        return self._shown("resume", given({"accept": accept}))
+
+    def branch(
+        self,
+        at_seq: int | None = None,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> SignalRun:
+        """A new run that begins with this one's exact state after `at_seq`, by default its newest.
+
+        `overrides` are `learning_rate`, `weight_decay` and `lr_scheduler`; all else stays as it is here.
+        """
+        own = {"at_seq": at_seq, "name": name, "labels": dict(labels) if labels else None}
+        return SignalRun(self._poller, self._post(Run, "branch", given({**own, **overrides})))
+
+    def certificate(self) -> Certificate:
+        """The state after everything submitted before, in hashes: equal ones mean equal bits."""
+        answer = self._transport.get(f"{self._path}/certificate")
+        if answer.status != 202:
+            return Certificate.from_dict(answer.body)
+        found: Certificate = self._submitter.accepted("certificate", answer).result()
+        return found
+
+    def replay(self) -> APIFuture[Certificate]:
+        """Have the run done again from its oldest kept state; the future is of that one's certificate."""
+        answer = self._transport.post(f"{self._path}/replay", encode({}))
+        future: APIFuture[Certificate] = APIFuture(
+            self._poller, answer.body["run_id"], answer.body["kind"]
+        )
+        future.bind(answer.body, answer.request_id)
+        return future
+
+    def migrate(self) -> Run:
+        """Move to another device. Raises ConflictError (no_other_device) when none is free."""
+        return self._shown("migrate", {})
+
+    def delete(self) -> None:
+        """Erase the run and everything of it; an open one is cancelled first.
+
+        That it is gone already is no error.
+        """
+        try:
+            self._transport.delete(self._path, held=DELETE_S)
+        except NotFoundError as gone:
+            log.debug("%s was deleted before: %s", self.run_id, gone)
+
     def complete(self, save: bool = True, name: str | None = None) -> RunClosed:
         """End the run well, after everything submitted; a last adapter is saved unless told not to."""
         body = {"save": save, **given({"name": name})}
@@ -266,6 +368,7 @@ class SignalRun:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
+            self._pause_quietly()
             return
         try:
             self.complete()
@@ -276,6 +379,17 @@ class SignalRun:
 
     def __repr__(self) -> str:
         return f"<SignalRun {self.run_id} {self.info.base_model} {self.info.status}>"
+
+    def _pause_quietly(self) -> None:
+        """The exception that ended the block is what its caller must see."""
+        try:
+            self._transport.post(f"{self._path}/pause", encode({}), patience=PAUSE_S)
+        except SignalAPIError as error:
+            log.warning("%s was not paused after an exception: %s", self.run_id, error)
+
+    def _shown(self, path: str, body: Mapping[str, Any]) -> Run:
+        self.info = self._post(Run, path, body)
+        return self.info
 
     def _call(self, record: type[R], kind: str, body: Mapping[str, Any]) -> R:
         """The blocking form; past the server's bound it goes on as a future."""

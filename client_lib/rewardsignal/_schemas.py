@@ -161,12 +161,94 @@ class ModelInfo(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunEvent(Record):
+    """Something that happened to a run."""
+
+    id: int
+    """Grows; the cursor."""
+    type: str
+    """placed, ready, worker_lost, rebuilt, paused, resumed, moved, rolled_back, mismatch,
+    nondeterministic, snapshot_damaged, closed; a newer server may know more."""
+    at: str
+    data: dict[str, Any]
+    """By type, such as `from_seq`, `to_seq` and `seconds` of `rebuilt`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEventList(Record):
+    """GET /runs/{id}/events, in order."""
+
+    _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "data": RunEvent,
+    }
+
+    object: str
+    data: list[RunEvent]
+    has_more: bool
+    next_after: int
+    """`after` of the next request."""
+    ended: bool
+    """The run has ended and nothing comes after these events."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FutureCancelled(Record):
     """DELETE /futures/{id}."""
 
     future_id: str
     status: str
     """stopping: a running sample ends at its next token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHold(Record):
+    """Why a run takes no operation, and what its owner may accept so that it goes on."""
+
+    reason: str
+    info: dict[str, Any]
+    """`at_seq` of a run that was rolled back; of a mismatch the `seq`, its `kind`, and the
+    `recorded` and `rebuilt` answers."""
+    accept: str | None
+    """What resume must accept; null when a plain resume will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSnapshot(Record):
+    """The newest verified snapshot of the whole state."""
+
+    seq: int
+    """The state after this operation."""
+    at: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Determinism(Record):
+    """Whether the same operations give the same bits in this run's setting."""
+
+    now: bool
+    why_not: str | None
+    since_seq: int
+    """Every operation after this seq was executed in one setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParent(Record):
+    """What a run began from, if not from nothing."""
+
+    run_id: str
+    seq: int | None
+    """The state after this operation."""
+    artifact: str | None
+    """The saved state it began from; null for a branch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalSize(Record):
+    """What the run holds in Redis: operations that are not yet sealed in storage."""
+
+    operations: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,12 +282,13 @@ class RunMetrics(Record):
 class ErrorBody(Record):
     """What went wrong, in the words of the one error shape (without the request id)."""
 
-    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("details", "param"))
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("data", "details", "param"))
 
     code: str
     message: str
     param: str | None = None
     details: list[dict[str, Any]] | None = None
+    data: dict[str, Any] | None = None
     retryable: bool
 
 
@@ -352,6 +435,51 @@ class SaveStateResult(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadStateResult(Record):
+    """Answer of load_state."""
+
+    _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "timings": Timings,
+    }
+
+    seq: int
+    step: int
+    """Optimizer steps behind the weights as of now."""
+    name: str
+    """Of the saved state."""
+    optimizer: bool
+    """Whether the optimizer's state was loaded too."""
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate(Record):
+    """What a run's state is, in hashes: where they are equal, the bits are."""
+
+    _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "timings": Timings,
+    }
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("timings",))
+
+    seq: int
+    """The certificate's own place in the order."""
+    state_seq: int
+    """The last operation that changed the state; 0 before the first."""
+    step: int
+    sha256: str
+    """Over `weights`, `moments`, `gradients` and `step`."""
+    weights: str
+    moments: str
+    """Of the optimizer: its name, steps and moments."""
+    gradients: str | None
+    """What is accumulated for the next step; null when nothing is."""
+    fingerprint: dict[str, Any]
+    """The setting that the state was computed in."""
+    timings: Timings | None = None
+    """Not of the certificate that a completed run keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteResult(Record):
     """Result of the operation that complete puts into the journal."""
 
@@ -377,6 +505,7 @@ class Future(Record):
     future_id: str
     run_id: str
     kind: str
+    """`lost` of an operation whose record the server lost: error journal_lost."""
     status: str
     seq: int | None
     """null while an earlier client_seq of its lane is missing."""
@@ -462,6 +591,11 @@ class Run(Record):
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
         "error": ErrorBody,
         "device": RunDevice,
+        "hold": RunHold,
+        "parent": RunParent,
+        "snapshot": RunSnapshot,
+        "deterministic": Determinism,
+        "journal": JournalSize,
     }
 
     object: str
@@ -486,6 +620,19 @@ class Run(Record):
     queue_position: int | None
     """Runs ahead of this one for a device; null when placed."""
     device: RunDevice | None
+    hold: RunHold | None
+    """Why it takes no operation; null when it does."""
+    parent: RunParent | None
+    """What it began from; null when that was nothing."""
+    branchable: dict[str, int] | None
+    """The kept history: a branch can begin at the seqs `from` to `to`; null without."""
+    snapshot: RunSnapshot | None
+    recovery_s: float | None
+    """Seconds that the loss of its worker would cost now, as far as is known."""
+    deterministic: Determinism | None
+    fingerprint: dict[str, Any] | None
+    """The setting that its numbers come from, once there is one."""
+    journal: JournalSize | None
     created_at: str
     updated_at: str
     started_at: str | None
@@ -594,7 +741,7 @@ class ApiError(Record):
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
         "details": ErrorDetail,
     }
-    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("details", "param"))
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("data", "details", "param"))
 
     code: str
     message: str
@@ -602,6 +749,8 @@ class ApiError(Record):
     """The first wrong field."""
     details: list[ErrorDetail] | None = None
     """Every wrong field."""
+    data: dict[str, Any] | None = None
+    """Facts for a program, such as `at_seq` of rolled_back."""
     retryable: bool
     """Whether the same request can succeed later."""
     request_id: str
@@ -690,6 +839,8 @@ RESULTS: Mapping[str, type[Record]] = {
     "optim_step": OptimStepResult,
     "sample": SampleResult,
     "save_state": SaveStateResult,
+    "load_state": LoadStateResult,
+    "certificate": Certificate,
     "complete": CompleteResult,
 }
 
@@ -716,8 +867,14 @@ ERROR_STATUS: Mapping[str, int] = {
     "bad_request": 400,
     "range_not_satisfiable": 416,
     "future_expired": 410,
+    "history_gone": 410,
+    "state_mismatch": 422,
     "run_closed": 409,
+    "run_paused": 409,
+    "rolled_back": 409,
     "run_limit": 409,
+    "no_other_device": 409,
+    "run_in_use": 409,
     "idempotency_conflict": 409,
     "client_seq_conflict": 409,
     "sequence_gap": 409,
@@ -733,6 +890,10 @@ ERROR_STATUS: Mapping[str, int] = {
     "model_load_failed": 424,
     "worker_start_failed": 424,
     "worker_lost": 424,
+    "operation_crashed_worker": 424,
+    "journal_lost": 424,
+    "snapshot_damaged": 424,
+    "replay_mismatch": 409,
     "operation_failed": 424,
     "queue_full": 429,
     "too_many_waits": 429,

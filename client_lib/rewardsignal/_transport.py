@@ -102,15 +102,20 @@ class Transport:
         """GET; `held` is how long the server may keep the answer back."""
         return self._send("GET", path_with(path, query), None, self._read, held)
 
-    def post(self, path: str, body: bytes, *, key: str | None = None) -> Answer:
-        """POST of encoded JSON, by default under a new Idempotency-Key."""
+    def post(
+        self, path: str, body: bytes, *, key: str | None = None, patience: float | None = None
+    ) -> Answer:
+        """POST of encoded JSON, by default under a new Idempotency-Key.
+
+        `patience` bounds its retries, and each attempt, where less than usual is wanted.
+        """
         headers = self._write.copy()
         headers["Idempotency-Key"] = key or uuid.uuid4().hex
-        return self._send("POST", path, body, headers, 0.0)
+        return self._send("POST", path, body, headers, 0.0, patience)
 
-    def delete(self, path: str) -> Answer:
-        """DELETE."""
-        return self._send("DELETE", path, None, self._read, 0.0)
+    def delete(self, path: str, *, held: float = 0.0) -> Answer:
+        """DELETE; `held` is how long the server may take for it."""
+        return self._send("DELETE", path, None, self._read, held)
 
     @contextmanager
     def stream(self, path: str, offset: int) -> Iterator[httpx2.Response]:
@@ -151,22 +156,30 @@ class Transport:
             raise error
 
     def _send(
-        self, method: str, path: str, body: bytes | None, headers: httpx2.Headers, held: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: httpx2.Headers,
+        held: float,
+        patience: float | None = None,
     ) -> Answer:
-        attempt, until = 0, self.retry_until()
+        attempt, until, timeout = 0, self.retry_until(), self.timeout + held
+        if patience is not None:
+            until, timeout = min(until, time.monotonic() + patience), min(timeout, patience)
         while True:
             try:
-                return self._once(method, path, body, headers, held)
+                return self._once(method, path, body, headers, timeout)
             except SignalAPIError as error:
                 self.pause(error, attempt, until)
             attempt += 1
 
     def _once(
-        self, method: str, path: str, body: bytes | None, headers: httpx2.Headers, held: float
+        self, method: str, path: str, body: bytes | None, headers: httpx2.Headers, timeout: float
     ) -> Answer:
         if self._closed.is_set():
             raise SignalConnectionError("This client is closed.")
-        request = self._request(method, path, body, headers, self.timeout + held)
+        request = self._request(method, path, body, headers, timeout)
         with _our_errors(self.base_url):
             response = self._http.send(request)
         self._seen = True
@@ -229,6 +242,8 @@ def _as_list(value: Any) -> Any:
 
 
 def _decode(response: httpx2.Response) -> Any:
+    if response.status_code == 204:
+        return None
     try:
         return json.loads(response.content)
     except ValueError:

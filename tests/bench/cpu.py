@@ -17,12 +17,10 @@ def by_part(stack: RunningStack) -> dict[str, float]:
     seconds["client"] = sum(os.times()[:2])
     for pid in stack.processes():
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            fields = _stat(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue
-        parent = int(fields[1])
-        seconds[_part(command, _is_celery(parent))] += (int(fields[11]) + int(fields[12])) * _TICK_S
+        seconds[part_of(pid)] += (int(fields[11]) + int(fields[12])) * _TICK_S
     return dict(seconds)
 
 
@@ -32,6 +30,20 @@ def spent(before: dict[str, float], after: dict[str, float], steps: int) -> dict
         part: round((after[part] - before.get(part, 0.0)) / steps * 1e3, 2)
         for part in sorted(after)
     }
+
+
+def part_of(pid: int) -> str:
+    """The part of a stack that a process belongs to; "gone" when it has ended."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return _part(command, _is_celery(int(_stat(pid)[1])))
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 def _part(command: str, child: bool) -> str:

@@ -28,7 +28,10 @@ _MEANT: dict[str, Any] = {
     "loss_kwargs": {},
     "operations": [{"kind": "forward_backward", **BATCH}, {"kind": "optim_step"}],
 }
-_ENDING = ("/runs/{run_id}/complete", "/runs/{run_id}/cancel")
+_ENDING = ("post /runs/{run_id}/complete", "post /runs/{run_id}/cancel", "delete /runs/{run_id}")
+# After these the run takes no operation, or not soon.
+_HINDERING = (*_ENDING, "post /runs/{run_id}/pause", "post /runs/{run_id}/migrate")
+_MAKING = ("post /runs", "post /runs/{run_id}/branch", "post /runs/{run_id}/replay")
 _KEY = "Idempotency-Key"
 
 
@@ -57,7 +60,7 @@ class Subject:
         """Give a generated request real ids, a key of its own, and modest wishes."""
         for name, value in case.path_parameters.items():
             if not _keeps(value):
-                case.path_parameters[name] = self._real(case.operation.path, name)
+                case.path_parameters[name] = self._real(case, name)
         if "ids" in case.query and not _keeps(case.query["ids"]):
             case.query["ids"] = ",".join([self._ids["future_id"]] * 2)
         number = next(self._numbers)
@@ -75,10 +78,11 @@ class Subject:
 
     def tidy(self, case: Case, response: Response) -> None:
         """Undo what would hinder later requests."""
-        path, method = case.operation.path, response.request.method
-        if method == "POST" and path == "/runs" and response.status_code == 201:
+        # A generated request may have another method than its operation.
+        done = f"{response.request.method} {case.operation.path}".lower()
+        if done in _MAKING and response.status_code in (201, 202):
             self._cancel(str(response.json()["run_id"]))
-        if method == "POST" and path in _ENDING and response.status_code in (200, 202):
+        if done in _ENDING and response.status_code in (200, 202, 204):
             self._victim = None
 
     def close(self) -> None:
@@ -89,11 +93,11 @@ class Subject:
             self._cancel(self._victim)
         self._api.http.close()
 
-    def _real(self, path: str, name: str) -> str:
-        if path in _ENDING:
+    def _real(self, case: Case, name: str) -> str:
+        if f"{case.operation.method} {case.operation.path}".lower() in _HINDERING:
             self._victim = self._victim or self._api.create()
             return self._victim
-        return "tiny" if path.startswith("/models/") else self._ids[name]
+        return "tiny" if case.operation.path.startswith("/models/") else self._ids[name]
 
     def _cancel(self, run_id: str) -> None:
         self._api.post(f"/runs/{run_id}/cancel").raise_for_status()

@@ -25,7 +25,7 @@ from tests.support import stack as stacks
 from tests.support.api import Api, Run, error_of
 from tests.support.disk import filled, small_disk
 from tests.support.inside import Inside, until
-from tests.support.plan import ENDLESS, PLAN, ROWS, STEPS, ended, futures, numbers, run_plan, same
+from tests.support.plan import PLAN, ROWS, STEPS, ended, futures, numbers, run_plan, same
 from tests.support.stack import RunningStack
 from tests.support.tiny import make_tiny_model
 
@@ -87,24 +87,6 @@ def alive(pids: Iterable[int]) -> list[int]:
     return [process.pid for process in found if process is not None and process.alive()]
 
 
-@pytest.mark.parametrize("victim", ["parent", "child"])
-def test_a_killed_worker_ends_its_runs_futures(broken: Broken, victim: str) -> None:
-    with broken.api.run() as run:
-        done, *open_ones = futures(run, [FB, ENDLESS, FB, {"kind": "optim_step"}])
-        until(lambda: broken.api.get(f"/futures/{open_ones[0]}").json()["status"] == "running")
-        pids = broken.inside.worker_pids(run.id)
-        os.kill(pids[victim == "child"], signal.SIGKILL)
-        began = time.monotonic()
-        found = ended(broken.api, [done, *open_ones])
-        assert time.monotonic() - began < 5
-        assert [one["status"] for one in found] == ["completed", "failed", "failed", "failed"]
-        assert {one["error"]["code"] for one in found[1:]} == {"worker_lost"}
-        assert await_failed(run, "worker_lost")["retryable"] is False
-        error_of(run.post("/forward_backward", BATCH), 409, "run_closed")
-        until(lambda: not alive(pids), 5)
-    broken.works()
-
-
 @contextmanager
 def a_pipelined_loop(
     broken: Broken, undisturbed: list[dict[str, Any]]
@@ -135,6 +117,19 @@ def a_pipelined_loop(
         same([numbers({"status": "completed", "result": one}) for one in results], undisturbed)
         assert run.get("/session_state").json()["current_step"] == STEPS
         assert run.get("/operations").json()["next_seq"] == len(PLAN)
+
+
+@pytest.mark.parametrize("victim", ["parent", "child"])
+def test_a_killed_worker_is_not_noticed(
+    broken: Broken, undisturbed: list[dict[str, Any]], victim: str
+) -> None:
+    with a_pipelined_loop(broken, undisturbed) as await_submitted:
+        await_submitted(8)
+        (run_id,) = broken.api.get("/runs", params={"status": "ready"}).json()["data"]
+        pids = broken.inside.worker_pids(run_id["run_id"])
+        os.kill(pids[victim == "child"], signal.SIGKILL)
+    until(lambda: not alive(pids), 5)
+    broken.works()
 
 
 @contextmanager
@@ -204,9 +199,7 @@ def test_a_killed_web_process_is_not_noticed(
     assert broken.api.get("/ready").status_code == 200
 
 
-def test_a_killed_agent_ends_its_runs_typed_and_a_killed_projector_loses_nothing(
-    broken: Broken,
-) -> None:
+def test_a_killed_agent_ends_no_worker_and_a_killed_projector_loses_nothing(broken: Broken) -> None:
     agent, projector = broken.inside.service("agent"), broken.inside.service("projector")
     with broken.api.run() as run:
         pids = broken.inside.worker_pids(run.id)
@@ -214,18 +207,19 @@ def test_a_killed_agent_ends_its_runs_typed_and_a_killed_projector_loses_nothing
         projector.signal(signal.SIGKILL)
         run.ok("/optim_step")
         run.ok("/save_state", {"name": "kept"})
-        open_ones = futures(run, [ENDLESS, FB])
+        open_ones = futures(run, [FB, FB, {"kind": "optim_step"}])
         agent.signal(signal.SIGKILL)
         found = ended(broken.api, open_ones)
-        assert {one["error"]["code"] for one in found} == {"worker_lost"}
-        await_failed(run, "worker_lost")
-    broken.inside.await_restart(agent, "agent")
-    broken.inside.await_restart(projector, "projector")
-    until(lambda: not alive(pids))
+        assert {one["status"] for one in found} == {"completed"}
+        broken.inside.await_restart(agent, "agent")
+        broken.inside.await_restart(projector, "projector")
+        assert run.ok("/forward_backward", BATCH)["seq"] == 7
+        assert broken.inside.worker_pids(run.id) == pids
+        assert alive(pids) == list(pids)
+        until(lambda: [one["name"] for one in run.get("/artifacts").json()["data"]] == ["kept"])
+        rows = run.get("/metrics").json()["metrics"]
+        assert [row["seq"] for row in rows][:2] == [1, 2]
     broken.works()
-    until(lambda: [one["name"] for one in run.get("/artifacts").json()["data"]] == ["kept"])
-    rows = run.get("/metrics").json()["metrics"]
-    assert [row["seq"] for row in rows][:2] == [1, 2]
 
 
 def truncate(model: Path) -> None:
@@ -289,7 +283,8 @@ def test_a_full_disk_fails_save_state_and_nothing_else(broken: Broken) -> None:
             assert error_of(refused, 503, "storage_full")["retryable"]
             assert int(refused.headers["Retry-After"]) >= 1
             assert run.ok("/optim_step")["step"] == 1
-        assert not list((data_dir / "store" / ".aside").iterdir())
+        aside = data_dir / "store" / ".aside"
+        assert not [path for path in aside.rglob("*.*") if path.is_file()]
         saved = run.ok("/save_state", {"name": "mine"})
         assert saved["size_bytes"] > 2_000_000
         assert len(run.get("/artifacts").json()["data"]) == 1
@@ -329,9 +324,9 @@ def test_a_disk_without_any_room_is_answered_503_and_hangs_nothing(broken: Broke
             error_of(answer, 503, "storage_full")
             assert int(answer.headers["Retry-After"]) >= 1
             assert run.get().status_code == 200
-        # Redis may refuse the worker's own writes too, and then the run ends, typed: nothing hangs.
+        # Redis may have refused the worker's own writes meanwhile: they were repeated.
         found = ended(broken.api, accepted)
-        assert {one["error"]["code"] for one in found if one["error"]} <= {"worker_lost"}
+        assert all(one["status"] == "completed" for one in found), found
     broken.works()
 
 
@@ -365,9 +360,10 @@ def test_everything_survives_down_and_up(broken: Broken, undisturbed: list[dict[
             content = run.get(f"/artifacts/mine/files/{file['path']}").content
             assert len(content) == file["size_bytes"]
         assert json.loads(run.get("/artifacts/mine/files/adapter_config.json").content)["r"] == 4
-        # The session was in the memory of a worker.
-        await_failed(left, "worker_lost")
+        # The session was in the memory of a worker, and is in another's now.
         assert left.post("/forward_backward", BATCH, headers=headers).json() == first
+        assert left.ok("/optim_step")["seq"] == 2
+        left.ok("/complete", {"save": False})
         # One that still waited for its turn gets it.
         waiting = Run(api, waiting.id)
         assert ended(api, [waits])[0]["status"] == "completed"

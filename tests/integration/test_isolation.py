@@ -27,6 +27,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "detokenize": {"token_ids": [1]},
     "apply_chat_template": {"messages": [{"role": "user", "content": "a"}]},
     "metrics": {"metrics": {"stolen": 1}},
+    "load_state": {"artifact": "saved"},
 }
 
 

@@ -17,8 +17,8 @@ from schemas.errors import SignalError
 from tests.support.valkey import Valkey, running_valkey, settings_for
 from workers.queue import keys
 from workers.queue.futures import FutureHub, future_id, parse_future_id
-from workers.queue.journal import Behind, Closed, Fenced, Journal, connect
-from workers.queue.records import NewEntry, Outcome
+from workers.queue.journal import Behind, Closed, Fenced, Held, Journal, Missing, connect
+from workers.queue.records import NewEntry, Outcome, Past
 from workers.storage import LocalStorage
 
 RUN = "run_0123456789abcdef"
@@ -363,3 +363,216 @@ def work_off_listening(journal: Journal) -> list[int]:
         done.append(taken.number)
         journal.commit(RUN, 1, taken, Outcome("completed", b"{}"))
     return done
+
+
+def past_seqs(journal: Journal, after: int, upto: int) -> list[int]:
+    return [past.seq for past in journal.past(RUN, after, upto)]
+
+
+def test_what_is_sealed_is_read_as_before(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    first = journal.append(RUN, [new(body=b"one", digest="d"), new("optim_step")], "c:key")[0]
+    journal.append(RUN, [new(lane="a", client_seq=1, digest="l"), new("sample")])
+    assert len(work_off(journal)) == 4
+    everything = list(journal.past(RUN, 0, 4))
+    assert journal.seal(RUN, 1, 3) == 3
+    assert list(journal.past(RUN, 0, 4)) == everything
+    assert past_seqs(journal, 1, 3) == [2, 3]
+    assert [entry.seq for entry in journal.finished_after(RUN, 0, 10)] == [1, 2, 3, 4]
+    assert journal.entries(RUN, [1, 2, 3]) == [None, None, None]
+    found = journal.sealed(RUN, first[0].entry, first[0].tag)
+    assert found is not None and (found.status, journal.result(found)) == (
+        "completed",
+        b'{"seq":1}',
+    )
+    assert journal.sealed(RUN, first[0].entry, "00000000") is None
+    # Repeats are still known, and the order goes on.
+    again = journal.append(RUN, [new(body=b"one", digest="d"), new("optim_step")], "c:key")[0]
+    assert [(a.entry, a.tag, a.replayed) for a in again] == [(a.entry, a.tag, True) for a in first]
+    assert journal.append(RUN, [new(lane="a", client_seq=1, digest="l")])[0][0].replayed
+    assert journal.append(RUN, [new()])[0][0].seq == 5
+    assert work_off(journal) == [(5, "forward_backward")]
+    with pytest.raises(Fenced):
+        journal.seal(RUN, 9, 5)
+
+
+def test_redis_holds_no_more_of_a_run_than_is_unsealed(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    for _ in range(3):
+        journal.append(RUN, [new(body=b"b" * 1000) for _ in range(50)])
+        work_off(journal)
+        head = journal.head(RUN)
+        assert head is not None and head.queued_bytes == 0
+        journal.seal(RUN, 1, head.applied)
+    head = journal.head(RUN)
+    assert head is not None and (head.base, head.unsealed_bytes) == (150, 0)
+    left = {key.decode().rpartition(":")[2] for key in journal.redis.scan_iter("sig:{run*")}
+    assert left <= {"head", "ring"}
+    assert past_seqs(journal, 0, 150) == list(range(1, 151))
+
+
+def test_a_damaged_segment_is_named(journal: Journal, tmp_path: Path) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    journal.append(RUN, [new(), new()])
+    work_off(journal)
+    journal.seal(RUN, 1, 2)
+    (file,) = tmp_path.rglob("*.seg")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(SignalError, match=file.name) as caught:
+        past_seqs(Journal(journal.redis, journal.storage, journal.settings), 0, 2)
+    assert caught.value.code == "snapshot_damaged"
+
+
+def test_an_operation_is_blamed_three_times_and_given_up(journal: Journal) -> None:
+    journal.append(RUN, [new(), new("optim_step"), new("optim_step", on_error="continue")])
+    for epoch in range(1, 4):
+        assert journal.install_epoch(RUN, epoch, "w@h", {})
+        assert journal.take(RUN, epoch) is not None
+        assert journal.lost_worker(RUN, epoch, "it was killed", blame=False) == "ok"
+    for epoch in range(4, 7):
+        journal.install_epoch(RUN, epoch, "w@h", {})
+        taken = journal.take(RUN, epoch)
+        assert taken is not None and taken.number == 1
+        assert journal.lost_worker(RUN, epoch - 1, "late news", blame=True) == "stale"
+        assert journal.lost_worker(RUN, epoch, "SIGSEGV", blame=True) == "ok"
+    entry = journal.entries(RUN, [1])[0]
+    assert entry is not None and entry.error is not None
+    assert (entry.status, entry.error["code"]) == ("failed", "operation_crashed_worker")
+    journal.install_epoch(RUN, 7, "w@h", {})
+    taken = journal.take(RUN, 7)
+    assert taken is not None and (taken.number, taken.doomed_by) == (2, 1)
+
+
+def test_a_held_run_takes_nothing_and_refuses_by_name(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    journal.append(RUN, [new()])
+    assert journal.hold(RUN, "paused", {"reason": "user"})
+    assert not journal.hold(RUN, "mismatch", {})
+    with pytest.raises(Held):
+        journal.take(RUN, 1)
+    with pytest.raises(SignalError) as caught:
+        journal.append(RUN, [new()])
+    assert (caught.value.code, caught.value.data) == ("run_paused", {"reason": "user"})
+    assert not journal.release(RUN, "rolled_back")
+    assert journal.release(RUN, "paused")
+    assert journal.take(RUN, 1) is not None
+
+
+def test_an_operation_wakes_an_idle_run(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    journal.hold(RUN, "paused", {"reason": "idle"})
+    journal.append(RUN, [new()])
+    head = journal.head(RUN)
+    assert head is not None and head.hold == ""
+    assert journal.take(RUN, 1) is not None
+
+
+def test_the_queue_of_a_user_is_bounded_over_all_runs(valkey: Valkey, tmp_path: Path) -> None:
+    redis = connect(valkey.url)
+    redis.flushall()
+    settings = settings_for(tmp_path, valkey.url, user_max_queued=3, max_queued_bytes=100)
+    journal, other = Journal(redis, LocalStorage(tmp_path), settings), RUN[:-1] + "0"
+    journal.open_run(RUN, "user_1")
+    journal.open_run(other, "user_1")
+    journal.append(RUN, [new(), new()])
+    journal.append(other, [new()])
+    with pytest.raises(SignalError) as caught:
+        journal.append(other, [new()])
+    assert (caught.value.code, caught.value.data) == ("queue_full", {"queued": 3})
+    journal.install_epoch(RUN, 1, "w@h", {})
+    work_off(journal)
+    journal.append(other, [new()])
+    with pytest.raises(SignalError) as caught:
+        journal.append(other, [new(body=b"x" * 100)])
+    assert caught.value.code == "queue_full"
+    journal.append(RUN, [new(body=b"x" * 200)])
+    redis.close()
+
+
+def committed(journal: Journal, count: int, epoch: int = 1) -> tuple[list[Any], list[Past]]:
+    """Appends and commits so many; the appended, and what a worker remembers of them."""
+    appended = journal.append(RUN, [new(digest=str(i)) for i in range(count)])[0]
+    work_off(journal, epoch)
+    return appended, list(journal.past(RUN, 0, count))
+
+
+def test_a_flushed_journal_is_put_back_from_memory(journal: Journal) -> None:
+    journal.install_epoch(RUN, 3, "w@h", {})
+    appended, recent = committed(journal, 4, 3)
+    waiting = journal.append(RUN, [new()])[0][0]
+    journal.redis.flushall()
+    with pytest.raises(Missing):
+        journal.take(RUN, 3)
+    assert journal.reopen(RUN, "user_1", applied=1, base=1, entries=5, epoch=3, worker="w@h")
+    journal.rewind(
+        RUN, 3, state_seq=4, known_from=1, recent=recent[1:], data=[{"step": i} for i in range(3)]
+    )
+    head = journal.head(RUN)
+    assert head is not None
+    assert (head.applied, head.seq_count, head.hold, head.hold_info) == (
+        4,
+        4,
+        "rolled_back",
+        {"at_seq": 4},
+    )
+    for was, entry in zip(appended[1:], journal.entries(RUN, [2, 3, 4]), strict=True):
+        assert entry is not None and (entry.tag, entry.status) == (was.tag, "completed")
+        assert journal.result(entry) == b'{"seq":%d}' % was.seq
+    assert journal.entries(RUN, [waiting.entry]) == [None]
+    with pytest.raises(SignalError) as caught:
+        journal.append(RUN, [new()])
+    assert (caught.value.code, caught.value.data) == ("rolled_back", {"at_seq": 4})
+    assert journal.release(RUN, "rolled_back")
+    assert journal.append(RUN, [new()])[0][0].seq == 5
+    assert len(work_off(journal, 3)) == 1
+
+
+def test_a_journal_that_lost_its_newest_second_is_put_back(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    _, recent = committed(journal, 2)
+    keep = {key: journal.redis.dump(key) for key in journal.redis.keys("*")}
+    third = journal.append(RUN, [new(digest="third")])[0][0]
+    taken = journal.take(RUN, 1)
+    assert taken is not None
+    journal.commit(RUN, 1, taken, Outcome("completed", b"third"))
+    recent = list(journal.past(RUN, 0, 3))
+    fourth = journal.append(RUN, [new(digest="fourth")])[0][0]
+    held = journal.take(RUN, 1)
+    assert held is not None
+    journal.redis.flushall()
+    for key, value in keep.items():
+        journal.redis.restore(key, 0, value)
+    stranger = journal.append(RUN, [new(digest="a stranger")])[0][0]
+    assert (stranger.entry, stranger.seq) == (third.entry, third.seq)
+    with pytest.raises(Behind):
+        journal.commit(RUN, 1, held, Outcome("completed", b"fourth"))
+    journal.rewind(RUN, 1, state_seq=3, known_from=0, recent=recent, data=[{}] * 3)
+    entry = journal.entries(RUN, [3])[0]
+    assert entry is not None and entry.tag == third.tag != stranger.tag
+    assert journal.result(entry) == b"third"
+    head = journal.head(RUN)
+    assert head is not None and (head.applied, head.hold) == (3, "rolled_back")
+    assert fourth.entry == 4
+
+
+def test_a_journal_behind_its_snapshot_begins_at_it(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    committed(journal, 2)
+    journal.append(RUN, [new()])
+    journal.rewind(RUN, 1, state_seq=9, known_from=9)
+    head = journal.head(RUN)
+    assert head is not None
+    assert (head.applied, head.base, head.seq_count, head.hold) == (9, 9, 9, "rolled_back")
+    entry = journal.entries(RUN, [3])[0]
+    assert entry is not None and entry.error is not None and entry.error["code"] == "journal_lost"
+    journal.release(RUN, "rolled_back")
+    assert journal.append(RUN, [new()])[0][0].seq == 10
+
+
+def test_nothing_of_an_erased_run_is_left(journal: Journal) -> None:
+    journal.install_epoch(RUN, 1, "w@h", {})
+    journal.append(RUN, [new(lane="a", client_seq=1), new(lane="a", client_seq=3)], "c:key")
+    journal.close(RUN, "cancelled")
+    journal.erase(RUN)
+    assert not journal.redis.keys("sig:{*")
+    assert journal.open_runs() == []

@@ -89,7 +89,7 @@ class Run:
         """Until the run's worker holds it."""
         deadline = time.monotonic() + READY_S
         while (state := self.get().json())["status"] != "ready":
-            assert state["status"] in ("queued", "loading"), state
+            assert state["status"] in ("queued", "loading", "rebuilding"), state
             assert time.monotonic() < deadline, state
             time.sleep(0.05)
 

@@ -36,13 +36,23 @@ class Inside:
     def __init__(self, stack: RunningStack) -> None:
         """Connects at the first use."""
         self._stack, self._folder = stack, Folder(stack.data_dir)
-        self.redis: Any = Redis.from_url(self._state().environment["REDIS_URL"])
+        self.redis: Any = Redis.from_url(self.redis_url)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.redis.close()
+
+    @property
+    def redis_url(self) -> str:
+        """Where the Redis-protocol server is, with its password."""
+        return self.environment["REDIS_URL"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The stack's settings, as its processes got them."""
+        return dict(self._state().environment)
 
     def service(self, name: str) -> Process:
         """The present process of a service: redis, web, agent, projector, flower."""

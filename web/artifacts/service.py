@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from gpu_pool.database import Database
@@ -45,7 +45,9 @@ def add_projected(
     session: Session, run_id: str, seq: int, manifest: Mapping[str, Any], at: datetime
 ) -> None:
     """Note an artifact that an operation wrote; a repeat changes nothing."""
-    known = select(ArtifactRow.id).where(ArtifactRow.run_id == run_id, ArtifactRow.seq == seq)
+    known = select(ArtifactRow.id).where(
+        ArtifactRow.run_id == run_id, ArtifactRow.name == manifest["name"]
+    )
     if session.scalar(known) is None:
         session.add(
             ArtifactRow(
@@ -59,3 +61,8 @@ def add_projected(
                 created_at=at,
             )
         )
+
+
+def forget(session: Session, run_id: str) -> None:
+    """Delete a run's entries in the index."""
+    session.execute(delete(ArtifactRow).where(ArtifactRow.run_id == run_id))

@@ -14,10 +14,13 @@ _BIG = BigInteger().with_variant(Integer(), "sqlite")
 
 
 class ArtifactRow(Base):
-    """One saved state; its files are in storage, listed by the manifest."""
+    """One saved state; its files are in storage, listed by the manifest.
+
+    A run that was rolled back may save twice at one seq: what it saved before stays.
+    """
 
     __tablename__ = "artifacts"
-    __table_args__ = (UniqueConstraint("run_id", "name"), UniqueConstraint("run_id", "seq"))
+    __table_args__ = (UniqueConstraint("run_id", "name"),)
 
     id: Mapped[int] = mapped_column(_BIG, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"))

@@ -6,6 +6,7 @@ import gpu_pool.tables
 import web.accounts.tables
 import web.artifacts.tables
 import web.db.tables
+import web.events.tables
 import web.idempotency.tables
 import web.metrics.tables
 import web.runs.tables
@@ -16,6 +17,7 @@ MODULES = (
     web.accounts.tables,
     web.artifacts.tables,
     web.db.tables,
+    web.events.tables,
     web.idempotency.tables,
     web.metrics.tables,
     web.runs.tables,

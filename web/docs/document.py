@@ -16,10 +16,13 @@ _PUBLIC = (405, 500, 503)
 _WITH_BODY = (413, 415, 422)
 _WITH_ID = (404,)
 _EXTRA: dict[str, dict[str, tuple[int, ...]]] = {
-    "/runs": {"post": (409, 429)},
+    "/runs": {"post": (404, 409, 429)},
     "/futures": {"get": (404, 410, 429)},
     "/futures/{future_id}": {"get": (410, 429), "delete": (409, 410)},
+    "/runs/{run_id}": {"delete": (409,)},
     "/runs/{run_id}/operations": {"get": (429,)},
+    "/runs/{run_id}/events": {"get": (429,)},
+    "/runs/{run_id}/certificate": {"get": (409, 410, 424, 429)},
     "/runs/{run_id}/artifacts/{name}/files/{path}": {"get": (416,)},
 }
 # An operation can end in any error that a worker or the journal knows.
@@ -31,7 +34,15 @@ _IDS = {
     "get /runs": "list_runs",
     "post /runs": "create_run",
     "get /runs/{run_id}": "get_run",
+    "delete /runs/{run_id}": "delete_run",
     "get /runs/{run_id}/status": "get_run_status",
+    "post /runs/{run_id}/pause": "pause_run",
+    "post /runs/{run_id}/resume": "resume_run",
+    "post /runs/{run_id}/branch": "branch_run",
+    "post /runs/{run_id}/replay": "replay_run",
+    "post /runs/{run_id}/migrate": "migrate_run",
+    "get /runs/{run_id}/certificate": "get_certificate",
+    "get /runs/{run_id}/events": "list_events",
     "get /runs/{run_id}/session_state": "get_session_state",
     "post /runs/{run_id}/complete": "complete_run",
     "post /runs/{run_id}/cancel": "cancel_run",
@@ -112,6 +123,8 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any], has_i
         statuses.add(422)
         # Of the HTTP server itself, before the application sees the request.
         responses["414"] = {"description": "The URL is too long.", "content": {"text/html": {}}}
+    if f"{method} {path}" == _STREAMED:
+        operation["parameters"].append(_LAST_EVENT_ID)
     if method == "post":
         statuses.update(_OPERATION if path != "/runs" else (), (409, 422, 429))
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
@@ -133,6 +146,14 @@ def _relax_body(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
         operation["requestBody"]["required"] = bool(schema.get("required"))
 
 
+_STREAMED = "get /runs/{run_id}/events"
+_LAST_EVENT_ID = {
+    "in": "header",
+    "name": "Last-Event-ID",
+    "required": False,
+    "description": "The last event that was received; of this and `after` the greater counts.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 2**53},
+}
 _IDEMPOTENCY_KEY = {
     "in": "header",
     "name": "Idempotency-Key",

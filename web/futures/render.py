@@ -11,21 +11,19 @@ from workers.queue.records import Entry, Head
 from workers.settings import Settings
 
 
-def future_bytes(
-    settings: Settings, generation: str, entry: Entry, applied: int, result: bytes | None
-) -> bytes:
+def future_bytes(settings: Settings, entry: Entry, applied: int, result: bytes | None) -> bytes:
     """The wire form; a finished entry whose result is gone says so in `error`."""
-    body = future_body(settings, generation, entry, applied)
+    body = future_body(settings, entry, applied)
     if entry.status == "completed" and result is None:
         body["error"] = SignalError("future_expired").to_dict()
     return splice(body, "result", result)
 
 
-def future_body(settings: Settings, generation: str, entry: Entry, applied: int) -> dict[str, Any]:
+def future_body(settings: Settings, entry: Entry, applied: int) -> dict[str, Any]:
     """The wire form without `result`."""
     return {
         "object": "future",
-        "future_id": future_id(settings, entry.run_id, entry.number, generation),
+        "future_id": future_id(settings, entry.run_id, entry.number, entry.tag),
         "run_id": entry.run_id,
         "kind": entry.kind,
         "status": entry.status,
@@ -41,9 +39,9 @@ def future_body(settings: Settings, generation: str, entry: Entry, applied: int)
     }
 
 
-def operation_body(settings: Settings, generation: str, entry: Entry) -> dict[str, Any]:
+def operation_body(settings: Settings, entry: Entry) -> dict[str, Any]:
     """An entry as a line of the journal."""
-    body = future_body(settings, generation, entry, 0)
+    body = future_body(settings, entry, 0)
     names = ("seq", "future_id", "kind", "status", "tokens")
     times = ("submitted_at", "started_at", "finished_at", "error")
     return {name: body[name] for name in (*names, *times)}

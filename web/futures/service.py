@@ -28,35 +28,53 @@ class FutureRef:
 
     run_id: str
     entry: int
-    generation: str
+    tag: str
 
 
 class Futures:
     """The futures of a server."""
 
-    def __init__(self, settings: Settings, journal: Journal, hub: FutureHub) -> None:
-        """Touches the journal and the hub."""
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        hub: FutureHub,
+        is_open: Callable[[str], bool],
+    ) -> None:
+        """Touches the journal and the hub; `is_open(run_id)` is SQL's word on a run whose journal is gone."""
         self.settings, self.journal, self.hub = settings, journal, hub
+        self._is_open = is_open
 
     def parse(self, text: str) -> FutureRef:
         """Raises SignalError not_found for what this server never gave out."""
         return FutureRef(*parse_future_id(self.settings, text))
 
     def entry(self, ref: FutureRef) -> Entry:
-        """The entry behind a future. Raises SignalError future_expired."""
+        """The entry behind a future. Raises SignalError future_expired or unavailable."""
         return self.entries([ref])[0]
 
     def entries(self, refs: Sequence[FutureRef]) -> list[Entry]:
-        """The entries behind futures, in their order. Raises SignalError future_expired."""
+        """The entries behind futures, in their order. Raises SignalError future_expired or unavailable."""
         found: dict[FutureRef, Entry | None] = {}
         for run_id in dict.fromkeys(ref.run_id for ref in refs):
             mine = [ref for ref in refs if ref.run_id == run_id]
             numbers = [ref.entry for ref in mine]
             found.update(zip(mine, self.journal.entries(run_id, numbers), strict=True))
-        entries = [found[ref] for ref in refs]
-        if any(entry is None for entry in entries):
-            raise SignalError("future_expired")
-        return [entry for entry in entries if entry is not None]
+        return [self._judged(ref, found[ref]) for ref in refs]
+
+    def _judged(self, ref: FutureRef, entry: Entry | None) -> Entry:
+        """The entry that this server meant when it gave the future's id out."""
+        if entry is not None and entry.tag == ref.tag:
+            return entry
+        sealed = self.journal.sealed(ref.run_id, ref.entry, ref.tag)
+        if sealed is not None:
+            return sealed
+        head = self.journal.head(ref.run_id)
+        if head is None and self._is_open(ref.run_id):
+            raise SignalError("unavailable", "The run's journal is being rebuilt.", retry_after_s=1)
+        if head is not None and (head.rolled or entry is not None):
+            return lost_entry(ref)
+        raise SignalError("future_expired")
 
     def wait(self, ref: FutureRef, seconds: float) -> Entry:
         """The entry once it has ended, or as it is when the time is over."""
@@ -130,7 +148,7 @@ class Futures:
         result = self.journal.result(entry)
         if entry.status == "completed" and result is None:
             raise SignalError("future_expired")
-        return future_bytes(self.settings, ref.generation, entry, applied_of(head), result)
+        return future_bytes(self.settings, entry, applied_of(head), result)
 
     def render(self, refs: Sequence[FutureRef], entries: Sequence[Entry]) -> list[bytes]:
         """The wire forms of entries that were read."""
@@ -139,11 +157,30 @@ class Futures:
         heads = dict(zip(runs, self.journal.heads(runs), strict=True)) if runs else {}
         results = self.journal.results(entries)
         return [
-            future_bytes(
-                self.settings, ref.generation, entry, applied_of(heads.get(entry.run_id)), result
-            )
+            future_bytes(self.settings, entry, applied_of(heads.get(entry.run_id)), result)
             for ref, entry, result in zip(refs, entries, results, strict=True)
         ]
+
+
+def lost_entry(ref: FutureRef) -> Entry:
+    """What is left of an operation whose record the server lost: that it did not take effect."""
+    return Entry(
+        run_id=ref.run_id,
+        number=ref.entry,
+        seq=None,
+        kind="lost",
+        status="failed",
+        lane=None,
+        client_seq=None,
+        submitted_at=0.0,
+        started_at=None,
+        finished_at=None,
+        tokens=0,
+        error=SignalError("journal_lost").to_dict(),
+        result_ref="",
+        digest="",
+        tag=ref.tag,
+    )
 
 
 def _unfinished(refs: Sequence[FutureRef], entries: Sequence[Entry]) -> list[FutureRef]:

@@ -56,7 +56,9 @@ class FutureView(MethodView):
         running operation cannot be stopped (409 already_running). Cancelling what was cancelled is no error.
         """
         ref = own_ref(future_id)
-        outcome = services().journal.cancel(ref.run_id, ref.entry)
+        outcome = "finished"
+        if not futures().entry(ref).finished:
+            outcome = services().journal.cancel(ref.run_id, ref.entry)
         if outcome not in ("cancelled", "stopping"):
             outcome = _refused(ref, outcome)
         return json_answer({"future_id": future_id, "status": outcome})

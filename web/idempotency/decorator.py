@@ -40,7 +40,8 @@ def creation_token() -> str:
 def _answer_once(key: str, view: Callable[[], Response]) -> Response:
     keys, who, body = IdempotencyKeys(services().db), user().id, json_body()
     digest = request_digest(request.method, request.path, {} if body is missing else body)
-    claim = keys.claim(who, key, digest)
+    about = (request.view_args or {}).get("run_id")
+    claim = keys.claim(who, key, digest, about)
     if claim.answer is not None:
         status, stored = claim.answer
         return raw_answer(stored, status, {REPLAYED: "true"})

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from gpu_pool.database import Database, utc_now
 from schemas.errors import SignalError
@@ -50,15 +51,15 @@ class IdempotencyKeys:
         """`sleep` is called between looks at a claim of another request."""
         self._db, self._sleep = db, sleep
 
-    def claim(self, user_id: str, key: str, digest: str) -> Claim:
-        """Take the key, or get the first answer.
+    def claim(self, user_id: str, key: str, digest: str, run_id: str | None = None) -> Claim:
+        """Take the key, or get the first answer. `run_id` is the run that the request is about.
 
         Raises SignalError: idempotency_conflict when the key stood for another request,
         request_in_progress when the first is still being answered after a short wait.
         """
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            claim = self._try(user_id, key, digest)
+            claim = self._try(user_id, key, digest, run_id)
             if claim is not None:
                 return claim
             if time.monotonic() > deadline:
@@ -90,7 +91,7 @@ class IdempotencyKeys:
             old = IdempotencyRow.claimed_at < now - KEEP
             session.execute(delete(IdempotencyRow).where(old))
 
-    def _try(self, user_id: str, key: str, digest: str) -> Claim | None:
+    def _try(self, user_id: str, key: str, digest: str, run_id: str | None) -> Claim | None:
         try:
             with self._db.writing() as session:
                 row = session.get(IdempotencyRow, (user_id, key))
@@ -102,6 +103,7 @@ class IdempotencyKeys:
                         key=key,
                         digest=digest,
                         token=token,
+                        run_id=run_id,
                         status=None,
                         body=None,
                         claimed_at=now,
@@ -119,3 +121,9 @@ class IdempotencyKeys:
         except IntegrityError:
             # Another request with the same key was faster by a moment.
             return None
+
+
+def forget(session: Session, run_id: str) -> None:
+    """Delete the answers that are about a run, the one to the request that made it among them."""
+    made_it = IdempotencyRow.token == run_id.removeprefix("run_")
+    session.execute(delete(IdempotencyRow).where(or_(IdempotencyRow.run_id == run_id, made_it)))

@@ -20,6 +20,8 @@ class IdempotencyRow(Base):
     digest: Mapped[str] = mapped_column(String(64))
     # Names what the request makes, so that a repeat after a crash makes the same thing again.
     token: Mapped[str] = mapped_column(String(32))
+    # The run that the request was about: its answers go when the run is deleted.
+    run_id: Mapped[str | None] = mapped_column(String(32), index=True)
     status: Mapped[int | None]
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     claimed_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now(), index=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from gpu_pool.database import Database
@@ -73,3 +73,13 @@ def add_projected(session: Session, events: Sequence[Projected]) -> None:
     millisecond each. The projector comes to a seq once (`runs.projected_seq`)."""
     if events:
         session.execute(insert(MetricRow), [event.row() for event in events])
+
+
+def forget_after(session: Session, run_id: str, seq: int) -> None:
+    """Delete what operations after `seq` measured; the user's own numbers stay."""
+    session.execute(delete(MetricRow).where(MetricRow.run_id == run_id, MetricRow.seq > seq))
+
+
+def forget(session: Session, run_id: str) -> None:
+    """Delete a run's series."""
+    session.execute(delete(MetricRow).where(MetricRow.run_id == run_id))

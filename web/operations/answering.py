@@ -14,6 +14,7 @@ from web.answers import raw_answer
 from web.context import services, user
 from web.futures.render import future_bytes
 from web.futures.service import FutureRef, Futures
+from web.history.saved import Saved, find_saved
 from web.idempotency.keys import REPLAYED, idempotency_key
 from web.operations.compile import Target
 from web.operations.submit import submit
@@ -29,7 +30,17 @@ def target_of(run_id: str) -> Target:
     s = services()
     facts = s.facts.get(run_id, user().id)
     entry = s.catalogue.entry(facts.base_model)
-    return Target(facts, entry, max_group=s.settings.max_group)
+    return Target(facts, entry, own_saved, s.settings.max_group)
+
+
+def own_saved(run_id: str, name: str, path: str) -> Saved:
+    """A state that the caller has saved. Raises SignalError not_found or state_mismatch."""
+    s = services()
+    try:
+        s.facts.get(run_id, user().id)
+    except SignalError as error:
+        raise SignalError(error.code, error.message, param=f"{path}run_id") from None
+    return find_saved(s.storage, run_id, name, f"{path}artifact")
 
 
 def append(facts: RunFacts, entries: Sequence[NewEntry]) -> tuple[list[Appended], dict[str, str]]:
@@ -60,9 +71,9 @@ def answer_when_done(facts: RunFacts, entry: NewEntry) -> Response:
     return raw_answer(result_of(found), 200, headers)
 
 
-def answer_at_once(facts: RunFacts, entry: NewEntry) -> Response:
-    """The `_async` form: 202 with the future."""
-    appended, headers = append(facts, [entry])
+def answer_at_once(facts: RunFacts, entry: NewEntry, *behind: NewEntry) -> Response:
+    """The `_async` form: 202 with the future; of the first, when others are to follow it."""
+    appended, headers = append(facts, [entry, *behind])
     found = _as_appended(facts, entry, appended[0])
     return _accepted(facts, found, appended[0].applied, headers)
 
@@ -96,13 +107,13 @@ def result_of(entry: Entry) -> bytes:
 def futures() -> Futures:
     """The futures of this server."""
     s = services()
-    return Futures(s.settings, s.journal, s.hub)
+    return Futures(s.settings, s.journal, s.hub, s.facts.is_open)
 
 
 def _wait(
     facts: RunFacts, new: NewEntry, where: Appended, event: threading.Event, seconds: float
 ) -> Entry:
-    ref = FutureRef(facts.run_id, where.entry, facts.generation)
+    ref = FutureRef(facts.run_id, where.entry, where.tag)
     found = _as_appended(facts, new, where)
     deadline = time.monotonic() + seconds
     while not found.finished and (left := deadline - time.monotonic()) > 0:
@@ -115,7 +126,7 @@ def _wait(
 def _as_appended(facts: RunFacts, new: NewEntry, where: Appended) -> Entry:
     """The entry as it is now: of a fresh one everything is known without asking."""
     if where.replayed:
-        return futures().entry(FutureRef(facts.run_id, where.entry, facts.generation))
+        return futures().entry(FutureRef(facts.run_id, where.entry, where.tag))
     return Entry(
         run_id=facts.run_id,
         number=where.entry,
@@ -131,6 +142,7 @@ def _as_appended(facts: RunFacts, new: NewEntry, where: Appended) -> Entry:
         error=None,
         result_ref="",
         digest=new.digest,
+        tag=where.tag,
     )
 
 
@@ -139,7 +151,7 @@ def _name_future(facts: RunFacts, entry: Entry) -> None:
 
     By it a client tells an operation that has failed from a request that was refused.
     """
-    where = future_id(services().settings, facts.run_id, entry.number, facts.generation)
+    where = future_id(services().settings, facts.run_id, entry.number, entry.tag)
 
     def add(response: Response) -> Response:
         response.headers["Signal-Future-Id"] = where
@@ -149,7 +161,7 @@ def _name_future(facts: RunFacts, entry: Entry) -> None:
 
 
 def _accepted(facts: RunFacts, entry: Entry, applied: int, headers: dict[str, str]) -> Response:
-    where = future_id(services().settings, facts.run_id, entry.number, facts.generation)
+    where = future_id(services().settings, facts.run_id, entry.number, entry.tag)
     extra = {"Location": f"/futures/{where}", "Retry-After": str(RETRY_AFTER_S)}
     return raw_answer(_future(facts, entry, applied), 202, {**headers, **extra})
 
@@ -157,4 +169,4 @@ def _accepted(facts: RunFacts, entry: Entry, applied: int, headers: dict[str, st
 def _future(facts: RunFacts, entry: Entry, applied: int) -> bytes:
     s = services()
     result = s.journal.result(entry) if entry.finished else None
-    return future_bytes(s.settings, facts.generation, entry, applied, result)
+    return future_bytes(s.settings, entry, applied, result)

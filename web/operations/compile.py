@@ -14,6 +14,7 @@ import msgpack
 
 from schemas.errors import Detail, SignalError, raise_all
 from schemas.losses import find_loss
+from web.history.saved import Saved, check_fits
 from web.runs.facts import RunFacts
 from workers.catalogue import ModelEntry
 from workers.queue.records import NewEntry
@@ -26,12 +27,21 @@ T = TypeVar("T")
 MAX_FORWARD_NUMBERS = 4_000_000
 
 
+def _no_saved(run_id: str, name: str, path: str) -> Saved:
+    raise SignalError("not_found", param=f"{path}artifact")
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a request is compiled for: the run, its model, and the largest group of responses."""
+    """What a request is compiled for: the run, its model, and the largest group of responses.
+
+    `saved(run_id, artifact, path)` finds a state that the run's owner has saved, or raises SignalError
+    not_found that names the field below `path`.
+    """
 
     facts: RunFacts
     model: ModelEntry
+    saved: Callable[[str, str, str], Saved] = _no_saved
     max_group: int = MAX_GROUP
 
     @property
@@ -176,6 +186,24 @@ def _save_state(request: Mapping[str, Any], target: Target, path: str) -> Compil
     return Compiled(_pack({"name": request["name"], "mode": request["mode"]}))
 
 
+def _load_state(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    source = request["run_id"] or target.facts.run_id
+    found = target.saved(source, request["artifact"], path)
+    config, optimizer = target.facts.config, request["optimizer"]
+    try:
+        check_fits(found, config, target.model, optimizer=optimizer, path=path)
+    except SignalError as error:
+        # Fields of the run's configuration are no fields of this request.
+        param = f"{path}optimizer" if error.param == f"{path}optimizer" else f"{path}artifact"
+        raise SignalError(error.code, error.message, param=param) from None
+    body = {"key": found.key, "sha256": found.sha256, "optimizer": optimizer}
+    return Compiled(_pack(body))
+
+
+def _certificate(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    return Compiled(_pack({}))
+
+
 def _complete(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
     return Compiled(_pack({"save": request["save"], "name": request["name"]}))
 
@@ -187,6 +215,8 @@ _COMPILERS: dict[str, _Compiler] = {
     "optim_step": _optim_step,
     "sample": _sample,
     "save_state": _save_state,
+    "load_state": _load_state,
+    "certificate": _certificate,
     "complete": _complete,
 }
 

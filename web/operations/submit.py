@@ -10,6 +10,7 @@ from web.context import Services
 from web.runs.facts import RunFacts
 from web.runs.render import LOST
 from web.runs.service import Runs
+from workers.failpoints import hit
 from workers.queue.records import Appended, NewEntry
 
 
@@ -23,15 +24,17 @@ def submit(
         if error.code == "not_found":
             raise _gone(services, facts) from None
         raise
+    hit("web.appended")
     services.ring(facts.run_id, admitted, bell_was_free)
+    hit("web.rang")
     return appended
 
 
 def _gone(services: Services, facts: RunFacts) -> SignalError:
-    """Why a run that SQL knows has no journal: it ended long ago, or its journal was lost."""
+    """Why a run has no journal: it was deleted, it ended long ago, or the server lost its data."""
     row = Runs(services.settings, services.db, services.journal, services.catalogue).get(
         facts.run_id
     )
     if row.status in CLOSED_STATUSES:
         return SignalError("run_closed", f"The run is {row.status} and takes no more operations.")
-    return SignalError("run_closed", LOST.message)
+    return SignalError("unavailable", LOST)

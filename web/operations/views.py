@@ -42,6 +42,7 @@ _ABOUT = {
     "optim_step": "Take an optimizer step",
     "sample": "Sample from the current weights",
     "save_state": "Save the adapter",
+    "load_state": "Go on from a saved state",
 }
 # Documented headers of answers.
 FUTURE_ID = {
@@ -138,7 +139,7 @@ class OperationsView(MethodView):
 def _journal_page(facts: RunFacts, found: list[Entry], after: int, limit: int) -> Response:
     s, page = services(), found[:limit]
     head = s.journal.head(facts.run_id)
-    rows = [operation_body(s.settings, facts.generation, entry) for entry in page]
+    rows = [operation_body(s.settings, entry) for entry in page]
     return raw_answer(
         list_of(
             [encode(row) for row in rows],

@@ -12,13 +12,13 @@ from web.context import services
 from web.futures.service import FutureRef
 from web.operations.answering import accepted, append, futures, result_of, target_of
 from web.operations.compile import compile_operation
-from web.runs.service import Runs
+from web.runs.access import runs
 
 
 def complete_run(run_id: str, request: Mapping[str, Any]) -> str | Response | None:
     """Queue the last operation and wait for it: the saved artifact's name, or a 202 answer.
 
-    A run with nothing queued and nothing to save ends without a worker. Raises SignalError.
+    A run with nothing queued, nothing to save and no worker ends without one. Raises SignalError.
     """
     if not request["save"] and _idle(run_id):
         services().journal.close(run_id, "completed")
@@ -27,8 +27,8 @@ def complete_run(run_id: str, request: Mapping[str, Any]) -> str | Response | No
     target = target_of(run_id)
     facts, new = target.facts, compile_operation("complete", request, target)
     with services().wait_slot() as free:
-        number = append(facts, [new])[0][0].entry
-        ref = FutureRef(run_id, number, facts.generation)
+        appended = append(facts, [new])[0][0]
+        ref = FutureRef(run_id, appended.entry, appended.tag)
         entry = futures().wait(ref, services().settings.sync_wait_s if free else 0.0)
     if not entry.finished:
         return accepted(facts, entry, {})
@@ -47,9 +47,8 @@ def cancel_run(run_id: str) -> bool:
 
 def _idle(run_id: str) -> bool:
     head = services().journal.head(run_id)
-    return head is not None and head.entries == head.applied
+    return head is not None and head.entries == head.applied and not head.worker
 
 
 def _note(run_id: str, status: str) -> None:
-    s = services()
-    Runs(s.settings, s.db, s.journal, s.catalogue).note_closed(run_id, status, None)
+    runs().note_closed(run_id, status, None)

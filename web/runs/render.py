@@ -1,7 +1,7 @@
 """A run as the API shows it: SQL's row with the journal's newer word on top. Pure functions.
 
 A run that SQL knows as unfinished always has a journal; when that is gone, the Redis-protocol server
-has lost its data, and the run is shown as failed with this reason, never as if nothing had happened.
+has lost its data, and the agent opens it anew within seconds: until then the run is being rebuilt.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from schemas.errors import SignalError
 from schemas.runs import CLOSED_STATUSES
 from web.answers import rfc3339
 from web.runs.tables import RunRow
 from workers.queue.records import Head
 
-LOST = SignalError(
-    "operation_failed", "The run's journal is gone: the Redis-protocol server has lost its data."
-)
+LOST = "The run's journal was lost and is being opened anew; try again in a moment."
 _DEVICE = ("host", "slot", "kind", "name", "dtype")
+ACCEPT = {"mismatch": "rebuilt", "rolled_back": "rolled_back"}
+_IN_MEMORY = ("ready", "pausing")
+
+History = dict[str, int]
 
 
-def run_body(row: RunRow, head: Head | None, position: int | None) -> dict[str, Any]:
-    """The wire form of a run."""
+def run_body(
+    row: RunRow, head: Head | None, position: int | None, kept: History | None
+) -> dict[str, Any]:
+    """The wire form of a run; `kept` is its history, and `position` its place in the queue."""
     return {
         "object": "run",
         "run_id": row.run_id,
@@ -35,10 +38,14 @@ def run_body(row: RunRow, head: Head | None, position: int | None) -> dict[str, 
         "config": row.config,
         "current_step": current_step(row, head),
         "next_seq": head.seq_count + 1 if head else row.projected_seq + 1,
-        "applied_seq": head.applied if head else row.projected_seq,
+        "applied_seq": applied_seq(row, head),
         "queued": _queued(head),
         "queue_position": position,
         "device": device_of(row, head),
+        "hold": hold_of(head),
+        "parent": _parent(row),
+        "branchable": kept,
+        **_durability(head),
         "created_at": rfc3339(row.created_at),
         "updated_at": _updated_at(row, head),
         "started_at": rfc3339(row.started_at),
@@ -49,8 +56,73 @@ def run_body(row: RunRow, head: Head | None, position: int | None) -> dict[str, 
 def status_of(row: RunRow, head: Head | None) -> str:
     """The journal knows first how a run stands; SQL knows it when the journal has expired."""
     if head is None:
-        return row.status if row.status in CLOSED_STATUSES else "failed"
-    return head.closed or head.worker_state or "queued"
+        return row.status if row.status in CLOSED_STATUSES else "rebuilding"
+    return head.closed or _held(head) or head.worker_state or "queued"
+
+
+def _held(head: Head) -> str:
+    if head.hold in ("", "rolled_back"):
+        return head.hold
+    return "pausing" if head.worker else "paused"
+
+
+def hold_of(head: Head | None) -> dict[str, Any] | None:
+    """Why a run takes no operation."""
+    if head is None or head.closed or not head.hold:
+        return None
+    info = dict(head.hold_info)
+    paused_by = info.pop("reason", "user")
+    return {
+        "reason": paused_by if head.hold == "paused" else head.hold,
+        "info": info,
+        "accept": ACCEPT.get(head.hold),
+    }
+
+
+def branchable_of(row: RunRow, head: Head) -> History | None:
+    """The seqs at which a branch of an open run can begin, by the journal's word."""
+    # While nothing is sealed the journal is the whole history, of a run that began from nothing.
+    first = 0 if head.base == 0 and row.origin is None else head.branch_from
+    return None if first is None else {"from": first, "to": head.applied}
+
+
+def _parent(row: RunRow) -> dict[str, Any] | None:
+    if row.origin is None:
+        return None
+    origin = row.origin
+    return {"run_id": origin["run_id"], "seq": origin.get("seq"), "artifact": origin.get("name")}
+
+
+def _durability(head: Head | None) -> dict[str, Any]:
+    """What would be left if its worker were lost now, and how far numbers can be compared."""
+    names = ("snapshot", "recovery_s", "deterministic", "fingerprint", "journal")
+    if head is None:
+        return dict.fromkeys(names)
+    size = {"operations": head.seq_count - head.base, "bytes": head.unsealed_bytes}
+    found = (_snapshot(head), head.recovery_s, _deterministic(head), head.fingerprint or None, size)
+    return dict(zip(names, found, strict=True))
+
+
+def _snapshot(head: Head) -> dict[str, Any] | None:
+    found = head.snapshot
+    if found is None:
+        return None
+    return {"seq": found.seq, "at": rfc3339(found.at), "size_bytes": found.size_bytes}
+
+
+def _deterministic(head: Head) -> dict[str, Any] | None:
+    if not head.fingerprint:
+        return None
+    return {
+        "now": bool(head.fingerprint.get("deterministic")),
+        "why_not": head.fingerprint.get("why_not"),
+        "since_seq": head.deterministic_since,
+    }
+
+
+def applied_seq(row: RunRow, head: Head | None) -> int:
+    """The last finished seq."""
+    return head.applied if head else row.projected_seq
 
 
 def current_step(row: RunRow, head: Head | None) -> int:
@@ -67,16 +139,15 @@ def device_of(row: RunRow, head: Head | None) -> dict[str, Any] | None:
 def session_body(row: RunRow, head: Head | None, worker: dict[str, Any] | None) -> dict[str, Any]:
     """What the run's worker holds, by the journal's word."""
     status = status_of(row, head)
-    known = {"ready": "active", "queued": "uninitialized", "loading": "uninitialized"}
     last = head.last_activity if head else row.updated_at.timestamp()
     return {
-        "status": known.get(status, "closed"),
+        "status": _session_status(status),
         "run_id": row.run_id,
         "user_id": row.user_id,
         "current_step": current_step(row, head),
         "accumulation_count": int(head.state.get("accumulated", 0)) if head else 0,
         "next_seq": head.seq_count + 1 if head else row.projected_seq + 1,
-        "applied_seq": head.applied if head else row.projected_seq,
+        "applied_seq": applied_seq(row, head),
         "queued": _queued(head),
         "last_activity_at": rfc3339(last),
         "last_activity": round(max(0.0, time.time() - last), 3),
@@ -86,13 +157,17 @@ def session_body(row: RunRow, head: Head | None, worker: dict[str, Any] | None) 
     }
 
 
+def _session_status(status: str) -> str:
+    if status in CLOSED_STATUSES:
+        return "closed"
+    return "active" if status in _IN_MEMORY else "uninitialized"
+
+
 def _queued(head: Head | None) -> int:
     return head.seq_count - head.applied if head and not head.closed else 0
 
 
 def _error(row: RunRow, head: Head | None) -> dict[str, Any] | None:
-    if head is None and row.status not in CLOSED_STATUSES:
-        return LOST.to_dict()
     return head.close_error if head and head.closed else row.error
 
 

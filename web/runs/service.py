@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from gpu_pool import leases
@@ -15,6 +15,7 @@ from gpu_pool.database import Database
 from schemas.errors import Detail, SignalError, raise_all
 from schemas.runs import CLOSED_STATUSES, resolved
 from web.accounts.tables import UserRow
+from web.runs.facts import NO_RUN
 from web.runs.tables import RunLabelRow, RunRow
 from workers.catalogue import Catalogue
 from workers.queue.journal import Journal
@@ -29,6 +30,19 @@ class Filters:
     label: str | None = None
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A run to be made. `origin` is what its worker begins from, None for nothing."""
+
+    run_id: str
+    user_id: str
+    base_model: str
+    config: dict[str, Any]
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] | None = None
+
+
 class Runs:
     """The runs of a server."""
 
@@ -38,24 +52,24 @@ class Runs:
         """Touches SQL, the journal, and the catalogue of models."""
         self.settings, self.db, self.journal, self.catalogue = settings, db, journal, catalogue
 
-    def create(self, run_id: str, user_id: str, request: Mapping[str, Any]) -> None:
+    def create(self, draft: Draft) -> None:
         """Make a run and queue it for a device; a repeat with the same id changes nothing.
 
-        Raises SignalError: unknown_model, sequence_too_long, run_limit.
+        Raises SignalError run_limit.
         """
-        config = self._config(request)
         with self.db.writing() as session:
-            if session.scalar(select(RunRow.id).where(RunRow.run_id == run_id)) is not None:
+            if session.scalar(select(RunRow.id).where(RunRow.run_id == draft.run_id)) is not None:
                 return
-            self._check_limit(session, user_id)
-            self._insert(session, run_id, user_id, request, config)
-            leases.request(session, run_id, {"base_model": request["base_model"], "config": config})
+            self._check_limit(session, draft.user_id)
+            _insert(session, draft)
+            leases.request(session, draft.run_id, _requirements(draft))
             session.flush()
             # Inside the transaction: a run in SQL always has a journal, and a journal whose run was
             # never committed is not known to anybody.
-            self.journal.open_run(run_id, user_id)
+            self.journal.open_run(draft.run_id, draft.user_id)
 
-    def _config(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def config(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What a request for a run comes to. Raises SignalError: unknown_model, sequence_too_long."""
         model = self.catalogue.entry(request["base_model"])
         config = resolved(dict(request), model.context_length)
         if config["max_seq_length"] > model.context_length:
@@ -75,31 +89,6 @@ class Runs:
             if name not in model.linear_widths
         )
         return config
-
-    def _insert(
-        self,
-        session: Session,
-        run_id: str,
-        user_id: str,
-        request: Mapping[str, Any],
-        config: dict[str, Any],
-    ) -> None:
-        now = datetime.now(UTC)
-        row = RunRow(
-            run_id=run_id,
-            user_id=user_id,
-            name=request["name"],
-            base_model=request["base_model"],
-            config=config,
-            labels=request["labels"],
-            status="queued",
-            created_at=now,
-            updated_at=now,
-        )
-        session.add(row)
-        session.flush()
-        for name, value in request["labels"].items():
-            session.add(RunLabelRow(run=row.id, name=name, value=value))
 
     def _check_limit(self, session: Session, user_id: str) -> None:
         # The lock makes the count and the insert one step on PostgreSQL; SQLite has one writer anyway.
@@ -121,9 +110,12 @@ class Runs:
             )
 
     def get(self, run_id: str) -> RunRow:
-        """A run whose ownership was checked before."""
+        """A run whose ownership was checked before. Raises SignalError not_found once it is deleted."""
         with self.db.reading() as session:
-            return session.scalars(select(RunRow).where(RunRow.run_id == run_id)).one()
+            found = session.scalar(select(RunRow).where(RunRow.run_id == run_id))
+        if found is None:
+            raise SignalError("not_found", NO_RUN)
+        return found
 
     def queue_positions(self, run_ids: Sequence[str]) -> dict[str, int | None]:
         """For each run, how many wait for a device before it; None when it does not wait."""
@@ -146,11 +138,66 @@ class Runs:
         with self.db.writing() as session:
             close_row(session, run_id, status, error, datetime.now(UTC))
 
+    def note_status(self, run_id: str, status: str) -> None:
+        """Write how an open run stands into SQL now, for lists; the projector would a moment later."""
+        with self.db.writing() as session:
+            session.execute(
+                update(RunRow)
+                .where(RunRow.run_id == run_id, RunRow.status.not_in(CLOSED_STATUSES))
+                .values(status=status, updated_at=datetime.now(UTC))
+            )
+
+    def children(self, run_id: str) -> list[str]:
+        """Open runs that began from this one."""
+        mine = select(RunRow.run_id).where(
+            RunRow.parent == run_id, RunRow.status.not_in(CLOSED_STATUSES)
+        )
+        with self.db.reading() as session:
+            return list(session.scalars(mine))
+
     def count_open(self) -> int:
         """Unfinished runs of all users."""
         with self.db.reading() as session:
             open_runs = select(func.count()).where(RunRow.status.not_in(CLOSED_STATUSES))
             return session.scalar(open_runs) or 0
+
+
+def _insert(session: Session, draft: Draft) -> None:
+    now = datetime.now(UTC)
+    row = RunRow(
+        run_id=draft.run_id,
+        user_id=draft.user_id,
+        name=draft.name,
+        base_model=draft.base_model,
+        config=draft.config,
+        labels=dict(draft.labels),
+        status="queued",
+        parent=draft.origin["run_id"] if draft.origin else None,
+        origin=draft.origin,
+        created_at=now,
+        updated_at=now,
+    )
+    session.add(row)
+    session.flush()
+    for name, value in draft.labels.items():
+        session.add(RunLabelRow(run=row.id, name=name, value=value))
+
+
+def _requirements(draft: Draft) -> dict[str, Any]:
+    """What the agent hands on to the run's worker."""
+    return {
+        "base_model": draft.base_model,
+        "config": draft.config,
+        "owner": draft.user_id,
+        "origin": draft.origin,
+    }
+
+
+def forget(session: Session, run_id: str) -> None:
+    """Delete a run and its labels; what else refers to it must be deleted before."""
+    mine = select(RunRow.id).where(RunRow.run_id == run_id).scalar_subquery()
+    session.execute(delete(RunLabelRow).where(RunLabelRow.run == mine))
+    session.execute(delete(RunRow).where(RunRow.run_id == run_id))
 
 
 def close_row(

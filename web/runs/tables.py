@@ -32,6 +32,12 @@ class RunRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     device: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     current_step: Mapped[int] = mapped_column(default=0)
+    # The run that this one began from; it may have been deleted since.
+    parent: Mapped[str | None] = mapped_column(String(32), index=True)
+    # What the worker is told to begin from: `run_id` with `seq` or `artifact` (gpu_pool's requirements).
+    origin: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # Of a completed run: the hashes of its last state.
+    certificate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     # The last seq of which metrics and artifacts are in SQL.
     projected_seq: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now())

@@ -24,11 +24,15 @@ from web import cursors
 from web.answers import encode, json_answer, raw_answer, rfc3339
 from web.context import services, user
 from web.errors import validation_error
+from web.history.branching import begin_from
+from web.history.span import span_of
 from web.idempotency.decorator import creation_token, idempotent
 from web.parsing import Blueprint
+from web.runs.access import runs
 from web.runs.ending import cancel_run, complete_run
-from web.runs.render import current_step, run_body, session_body, status_of
-from web.runs.service import Filters, Runs
+from web.runs.erasing import erase_run
+from web.runs.render import LOST, current_step, run_body, session_body, status_of
+from web.runs.service import Draft, Filters
 from web.runs.tables import RunRow
 from workers.queue import keys
 from workers.queue.records import Head
@@ -36,14 +40,11 @@ from workers.queue.records import Head
 blp = Blueprint("runs", __name__, description="Training runs.")
 
 
+_WAITING = ("queued", "rebuilding")
+
+
 class NoFields(Input):
     """A request without fields."""
-
-
-def runs() -> Runs:
-    """The service, over the application's parts."""
-    s = services()
-    return Runs(s.settings, s.db, s.journal, s.catalogue)
 
 
 def own_run(run_id: str) -> tuple[RunRow, Head | None]:
@@ -54,16 +55,14 @@ def own_run(run_id: str) -> tuple[RunRow, Head | None]:
 
 def describe(rows: list[RunRow]) -> list[dict[str, Any]]:
     """The wire forms of runs."""
-    heads = services().journal.heads([row.run_id for row in rows]) if rows else []
-    waiting = [
-        row.run_id
-        for row, head in zip(rows, heads, strict=True)
-        if status_of(row, head) == "queued"
-    ]
+    journal = services().journal
+    heads = journal.heads([row.run_id for row in rows]) if rows else []
+    pairs = list(zip(rows, heads, strict=True))
+    waiting = [row.run_id for row, head in pairs if status_of(row, head) in _WAITING]
     positions = runs().queue_positions(waiting)
     return [
-        run_body(row, head, positions.get(row.run_id))
-        for row, head in zip(rows, heads, strict=True)
+        run_body(row, head, positions.get(row.run_id), span_of(journal, row, head))
+        for row, head in pairs
     ]
 
 
@@ -86,8 +85,18 @@ class RunsView(MethodView):
         The run waits for a device, then its worker loads the model. Operations may be sent at once.
         A setting that this server cannot honour is refused by its name.
         """
-        run_id = f"run_{creation_token()}"
-        runs().create(run_id, user().id, request)
+        run_id, config = f"run_{creation_token()}", runs().config(request)
+        origin = begin_from(request["init_from"], config) if request["init_from"] else None
+        draft = Draft(
+            run_id,
+            user().id,
+            request["base_model"],
+            config,
+            request["name"],
+            request["labels"],
+            origin,
+        )
+        runs().create(draft)
         return json_answer(read_run(run_id), 201, {"Location": f"/runs/{run_id}"})
 
     @blp.arguments(RunListQuery, location="query")
@@ -116,6 +125,18 @@ class RunView(MethodView):
     def get(self, run_id: str) -> Response:
         """Read a run"""
         return json_answer(read_run(run_id))
+
+    @blp.response(204, description="Nothing is left of the run.")
+    def delete(self, run_id: str) -> Response:
+        """Delete a run
+
+        Erases its journal, bodies, snapshots, saved states, metrics and events from memory, disk and
+        database; what is open is cancelled first. Runs that branched from it keep what they need
+        (409 run_in_use for the moment until they have it).
+        """
+        own_run(run_id)
+        erase_run(run_id)
+        return Response(status=204)
 
 
 @blp.route("/runs/<run_id>/status")
@@ -212,6 +233,8 @@ class CancelView(MethodView):
             return json_answer(_closed(row, head, status, "The run was cancelled before."))
         if status in CLOSED_STATUSES or not cancel_run(run_id):
             status = status_of(*own_run(run_id))
+            if status not in CLOSED_STATUSES:
+                raise SignalError("unavailable", LOST)
             if status != "cancelled":
                 raise SignalError("run_closed", f"The run is {status}.")
         return json_answer(_closed(*own_run(run_id), "cancelled", None))

@@ -20,6 +20,7 @@ from web.stack.errors import StackError
 from web.stack.folder import Folder
 from web.stack.redis_server import find_binary
 from workers.model_folder import ModelFolderError, read_model_folder
+from workers.storage import open_s3
 
 GB = 1_000_000_000
 LEAST_MEMORY, LEAST_DISK = 4 * GB, 2 * GB
@@ -54,6 +55,7 @@ def examine(folder: Folder) -> list[Finding]:
         _driver(),
         _memory(),
         _disk(folder),
+        _storage(folder),
         _redis(),
         _port(folder),
         *_permissions(folder),
@@ -132,6 +134,20 @@ def _disk(folder: Folder) -> Finding:
     if free >= LEAST_DISK:
         return Finding("ok", "disk", text)
     return Finding("error", "disk", text, "free some space, or choose another --data-dir")
+
+
+def _storage(folder: Folder) -> Finding:
+    place = os.environ.get("SIGNAL_STORAGE")
+    if not place:
+        return Finding("ok", "storage", f"the folder {folder.root / 'store'}")
+    try:
+        open_s3(place, folder.root / "scratch").check()
+    except ValueError as error:
+        return Finding("error", "storage", str(error), "unset SIGNAL_STORAGE to use a folder")
+    except OSError as error:
+        mend = "see AWS_ENDPOINT_URL, AWS_REGION, the credentials, and that the bucket is there"
+        return Finding("error", "storage", f"{place}: {error}", mend)
+    return Finding("ok", "storage", f"{place} answers")
 
 
 def _redis() -> Finding:

@@ -23,6 +23,14 @@ _FOREIGN = (
 # What `keys` and `status` need to reach the same database and server from another shell.
 _KEPT = ("REDIS_URL",)
 _KEPT_PREFIX = "SIGNAL_"
+# Where storage in S3 is, for a stack that uses it; the credentials are nobody's to write down.
+_KEPT_FOR_S3 = (
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_PROFILE",
+    "AWS_REGION",
+)
 
 
 def for_process(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
@@ -39,10 +47,11 @@ def for_process(base: Mapping[str, str], own: Mapping[str, str]) -> dict[str, st
 
 def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
     """The part of a stack's environment that holds its settings."""
+    kept = (*_KEPT, *_KEPT_FOR_S3) if environment.get("SIGNAL_STORAGE") else _KEPT
     return {
         name: value
         for name, value in environment.items()
-        if name in _KEPT or name.startswith(_KEPT_PREFIX)
+        if name in kept or name.startswith(_KEPT_PREFIX)
     }
 
 

@@ -16,12 +16,14 @@ from web.stack.errors import StackError
 from web.stack.folder import Folder
 from workers.catalogue import Catalogue, ModelFolderError
 from workers.settings import Settings
+from workers.storage import open_storage
 
 
 def main(arguments: list[str]) -> int:
     """The process."""
     try:
         settings = Settings.from_env()
+        open_storage(settings)  # says what is missing for it, before four processes do
         migrate.upgrade(settings.database_url)
         name_models(Catalogue(settings), arguments)
         with closing(Database(settings.database_url)) as db:

@@ -10,13 +10,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpu_pool import leases
+from gpu_pool import overview
 from gpu_pool.database import Database
 from web.stack import state
 from web.stack.accounts import settings_of
 from web.stack.folder import Folder
 from workers.queue import keys
 from workers.queue.journal import Journal, connect
+from workers.queue.records import Head
 from workers.settings import Settings
 from workers.storage import open_storage
 
@@ -55,18 +56,23 @@ def _processes(found: state.State) -> dict[str, Any]:
 def _pool(settings: Settings) -> dict[str, Any]:
     try:
         with closing(Database(settings.database_url)) as db, db.reading() as session:
-            pool = leases.describe(session)
+            pool = overview.describe(session)
     except SQLAlchemyError as error:
-        return {"devices": [], "queued": [], "database_error": str(error)}
-    return {"devices": _plain(pool["slots"]), "queued": _plain(pool["queued"])}
+        return {"devices": [], "queued": [], "paused": [], "database_error": str(error)}
+    return {
+        "devices": _plain(pool["slots"]),
+        "queued": _plain(pool["queued"]),
+        "paused": _plain(pool["paused"]),
+    }
 
 
 def _journals(settings: Settings) -> dict[str, Any]:
     redis = connect(settings.redis_url)
     try:
-        journal = Journal(redis, open_storage(settings.data_dir), settings)
+        journal = Journal(redis, open_storage(settings), settings)
         run_ids = journal.open_runs()
-        runs = [_run(redis, head) for head in journal.heads(run_ids) if head is not None]
+        bound = settings.max_unsealed_bytes
+        runs = [_run(redis, head, bound) for head in journal.heads(run_ids) if head is not None]
         return {"runs": runs, "redis_bytes": redis.info("memory")["used_memory"]}
     except (RedisError, OSError) as error:
         return {"runs": [], "redis_error": str(error)}
@@ -74,17 +80,23 @@ def _journals(settings: Settings) -> dict[str, Any]:
         redis.close()
 
 
-def _run(redis: Redis, head: Any) -> dict[str, Any]:
+def _run(redis: Redis, head: Head, bound: int) -> dict[str, Any]:
     return {
         "run_id": head.run_id,
         "worker": head.worker or None,
         "worker_state": head.worker_state or None,
+        "hold": head.hold or None,
+        "recovery_s": head.recovery_s,
         "state": head.state,
         "journal": {
             "entries": head.entries,
             "last_seq": head.seq_count,
             "applied_seq": head.applied,
             "waiting": head.seq_count - head.applied,
+            "unsealed": head.seq_count - head.base,
+            # What Redis holds of its bodies and results, and the most that it can be asked to.
+            "redis_bytes": head.unsealed_bytes,
+            "redis_bytes_bound": bound,
         },
         "queue": {"name": keys.queue(head.run_id), "length": redis.llen(keys.queue(head.run_id))},
     }
@@ -112,7 +124,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += _section("Processes", map(_process_line, report["processes"]))
     lines += _section("Devices", map(_device_line, report["devices"]))
     lines += _section("Runs", map(_run_line, report["runs"]))
-    lines += _section("Waiting for a device", (row["run_id"] for row in report["queued"]))
+    lines += _section("Waiting for a device", map(_waiting_line, report["queued"]))
     lines += [report[name] for name in ("database_error", "redis_error") if name in report]
     return "\n".join(lines)
 
@@ -133,9 +145,22 @@ def _device_line(row: dict[str, Any]) -> str:
     return f"{row['name']:<10} {row['device']}, {row['threads']} threads, {row['state']}{user}"
 
 
+def _waiting_line(row: dict[str, Any]) -> str:
+    return f"{row['run_id']}{', to go on' if row['epoch'] else ''}"
+
+
+def _run_state(row: dict[str, Any]) -> str:
+    """One word: a run that is to be paused still has its worker for a while."""
+    if row["hold"] == "paused" and row["worker"]:
+        return "pausing"
+    return str(row["hold"] or row["worker_state"] or "queued")
+
+
 def _run_line(row: dict[str, Any]) -> str:
     journal = row["journal"]
+    held, bound = journal["redis_bytes"] / 1e6, journal["redis_bytes_bound"] / 1e6
     return (
-        f"{row['run_id']}  {row['worker_state'] or 'queued'}, {journal['waiting']} waiting, "
-        f"{journal['entries']} in the journal, {row['queue']['length']} doorbells"
+        f"{row['run_id']}  {_run_state(row)}, {journal['waiting']} waiting, "
+        f"{journal['unsealed']} of {journal['entries']} in Redis with {held:.1f} of at most {bound:.0f} MB, "
+        f"{row['queue']['length']} doorbells"
     )

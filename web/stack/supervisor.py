@@ -48,7 +48,7 @@ class Supervisor:
         self._folder = folder
         self._changed = changed
         self._events: queue.SimpleQueue[Process | Stop] = queue.SimpleQueue()
-        self._watcher = Watcher(self._events.put)
+        self._watcher = Watcher(lambda process, _status: self._events.put(process))
         self._stops = 0
 
     @contextmanager

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
+from workers.engine.state import Part, check_facts, is_count, mismatch
 
 # Below this a vanishing second moment can make the update infinite or 0 / 0.
 _SAFE_EPS = 1e-12
@@ -76,6 +78,30 @@ class AdamW:
                 param="eps",
             )
         self.steps += 1
+
+    def state(self) -> Part:
+        """Both moments and the number of steps."""
+        tensors = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return Part(tensors, {"name": "adamw", "steps": self.steps})
+
+    def check(self, facts: Any) -> None:
+        """Raises SignalError state_mismatch unless these are facts of an AdamW."""
+        steps = facts.get("steps") if isinstance(facts, Mapping) else None
+        check_facts(facts, {"name": "adamw", "steps": steps}, "optimizer")
+        if not is_count(steps):
+            raise mismatch(f"optimizer.steps is {steps!r}, not a count")
+
+    def load(self, part: Part) -> None:
+        """Take over what `state` gave, with names, shapes and facts already checked."""
+        self.exp_avg.copy_(part.tensors["exp_avg"])
+        self.exp_avg_sq.copy_(part.tensors["exp_avg_sq"])
+        self.steps = part.facts["steps"]
+
+    def reset(self) -> None:
+        """As if no step had been taken."""
+        self.exp_avg.zero_()
+        self.exp_avg_sq.zero_()
+        self.steps = 0
 
 
 def _apply(

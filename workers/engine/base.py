@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from schemas.errors import SignalError
-from workers.engine import llama
+from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
 from workers.engine.lora import Adapter, Slot
 
@@ -72,11 +72,14 @@ def load_base(
     """Load the model in folder `path` from safetensors, without network and without code of its own.
 
     `dtype` is a name of DTYPES or "auto": bfloat16 on a GPU, float32 on a CPU. `threads` sets torch's
-    CPU threads for the process. `own=False` uses transformers even where we have a forward pass.
+    CPU threads for the process; a GPU sets the process to deterministic kernels (`determinism`).
+    `own=False` uses transformers even where we have a forward pass.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     folder, where = Path(path), torch.device(device)
+    if where.type == "cuda":
+        determinism.settle_cuda()
     kind = DTYPES[{"cuda": "bfloat16"}.get(where.type, "float32") if dtype == "auto" else dtype]
     config = _read_json(folder / "config.json")
     slot = Slot()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from schemas.errors import SignalError
+from workers.engine.state import WEIGHTS, Part, check_facts, check_tensors, dtype_name
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -102,7 +104,8 @@ class Adapter:
     """One run's A and B for every targeted layer of a base.
 
     `master` [P] is the truth, `leaves` are its (A, B) views (of the bfloat16 copy on a bfloat16 base) in
-    the order of `names`: what gradients are taken by.
+    the order of `names`: what gradients are taken by. `layout` says what each number of `master` is, as
+    plain JSON: two adapters of equal layout can exchange their weights.
     """
 
     def __init__(self, spec: LoraSpec, layers: Mapping[str, LoraLinear]) -> None:
@@ -117,6 +120,7 @@ class Adapter:
         master_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         device = next(iter(chosen.values())).weight.device
         self.master = _start(spec, self.shapes, master_dtype).to(device)
+        self.layout = _layout(spec, targets, self.names, self.shapes, master_dtype)
         self._compute = self.master if dtype == master_dtype else self.master.to(dtype)
         self.leaves = [view.requires_grad_() for view in self.views(self._compute)]
         self._pairs: list[Pair | None] = [None] * len(layers)
@@ -142,6 +146,28 @@ class Adapter:
         views = iter(self.views(self.master))
         return {f"{name}.lora_{which}.weight": next(views) for name in self.names for which in "AB"}
 
+    def state(self) -> Part:
+        """The master weights, and the layout that says what each of them is."""
+        return Part({WEIGHTS: self.master}, self.layout)
+
+    def check(self, layout: Any) -> None:
+        """Raises SignalError state_mismatch, naming the difference, unless `layout` is this one's."""
+        check_facts(layout, self.layout, "layout")
+
+    def load(self, part: Part) -> None:
+        """Take over what `state` gave, with names, shapes and facts already checked."""
+        self.master.copy_(part.tensors[WEIGHTS])
+        self.renew()
+
+    def flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The reverse of `tensors`, in memory of its own [P], bit for bit.
+
+        Raises SignalError state_mismatch that names the tensor which does not fit.
+        """
+        own = self.tensors()
+        check_tensors(tensors, own)
+        return torch.cat([tensors[name].reshape(-1) for name in own])
+
 
 def _targets(spec: LoraSpec, layers: Mapping[str, LoraLinear]) -> tuple[str, ...]:
     known = dict.fromkeys(name.rpartition(".")[2] for name in layers)
@@ -160,6 +186,26 @@ def _targets(spec: LoraSpec, layers: Mapping[str, LoraLinear]) -> tuple[str, ...
 def _pair_shapes(layer: LoraLinear, r: int) -> tuple[tuple[int, int], tuple[int, int]]:
     out_features, in_features = layer.weight.shape
     return (r, in_features), (out_features, r)
+
+
+def _layout(
+    spec: LoraSpec,
+    targets: Sequence[str],
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    left = iter(shapes)
+    return {
+        "kind": "lora",
+        "r": spec.r,
+        "alpha": float(spec.alpha),
+        "targets": list(targets),
+        "dtype": dtype_name(dtype),
+        "tensors": [
+            [f"{name}.lora_{which}.weight", list(next(left))] for name in names for which in "AB"
+        ],
+    }
 
 
 def _start(spec: LoraSpec, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Tensor:

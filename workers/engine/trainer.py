@@ -16,31 +16,29 @@ import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
+from workers.engine.accumulation import Accumulation
 from workers.engine.adamw import AdamW, AdamWSettings
 from workers.engine.base import Base
 from workers.engine.batch import check_rows
 from workers.engine.export import export_adapter
 from workers.engine.lora import Adapter, LoraSpec
-from workers.engine.losses import Reduction, resolve_loss
+from workers.engine.losses import DIVISORS, resolve_loss
 from workers.engine.objective import Objective
 from workers.engine.passes import gradient_of, logprobs_of, top_logprobs_of
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
 from workers.engine.scoring import wire_rows
+from workers.engine.state import (
+    GRADIENT,
+    WEIGHTS,
+    Part,
+    TrainerState,
+    check_names,
+    check_tensors,
+    copies,
+)
 
 if TYPE_CHECKING:
     from workers.text.rows import Row
-
-
-class _Accumulation:
-    """Sum of gradients [P] since the last optimizer step, with the weight that a mean is divided by."""
-
-    def __init__(self, gradient: Tensor, weight: float, reduction: Reduction, calls: int) -> None:
-        self.gradient, self.weight, self.reduction, self.calls = gradient, weight, reduction, calls
-
-    @property
-    def divisor(self) -> float:
-        """What the sum is divided by before it is applied."""
-        return 1.0 if self.reduction == "sum" else self.weight
 
 
 class Trainer:
@@ -58,7 +56,7 @@ class Trainer:
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
         self.adapter = Adapter(lora, base.decoder.layers)
         self.optimizer = AdamW(self.adapter.master)
-        self._accumulation: _Accumulation | None = None
+        self._accumulation: Accumulation | None = None
 
     @property
     def step(self) -> int:
@@ -97,7 +95,8 @@ class Trainer:
         check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
         objective = Objective(loss, rows, base.device, self.adapter.master.dtype)
         found = gradient_of(base, self.adapter, objective, checkpoint=self.gradient_checkpointing)
-        new = _Accumulation(found.gradient, objective.divisor, loss.reduction, 1)
+        weight = objective.constants[DIVISORS.get(loss.reduction, "weight")]
+        new = Accumulation(found.gradient, weight, loss.reduction, 1)
         counted = objective.num_tokens or 1
         result = {
             "loss": found.loss_sum / (counted if loss.reduction == "sum" else objective.divisor),
@@ -107,7 +106,7 @@ class Trainer:
             "metrics": found.metrics,
             "step": self.step,
         }
-        self._accumulation = new if earlier is None else _joined(earlier, new)
+        self._accumulation = new if earlier is None else earlier.joined(new)
         return result
 
     def forward(self, rows: Sequence[Row], top_k: int = 0) -> dict[str, Any]:
@@ -179,11 +178,51 @@ class Trainer:
         """Write the adapter to `folder` as a plain PEFT one; the files written."""
         return export_adapter(self.adapter, folder, base_model_name)
 
+    def capture(self) -> TrainerState:
+        """A copy of everything that later operations depend on; milliseconds, and nothing is changed."""
+        adapter, optimizer = self.adapter.state(), self.optimizer.state()
+        tensors = adapter.tensors | optimizer.tensors
+        accumulation = None
+        if self._accumulation is not None:
+            gradient, accumulation = self._accumulation.state()
+            tensors |= gradient
+        facts = {
+            "layout": adapter.facts,
+            "optimizer": optimizer.facts,
+            "accumulation": accumulation,
+        }
+        return TrainerState(copies(tensors), facts)
 
-def _joined(earlier: _Accumulation, new: _Accumulation) -> _Accumulation:
-    return _Accumulation(
-        earlier.gradient.add_(new.gradient),
-        earlier.weight + new.weight,
-        new.reduction,
-        earlier.calls + 1,
-    )
+    def restore(self, state: TrainerState) -> None:
+        """Become what was captured; everything after is bit for bit as if it had gone on from there.
+
+        Raises SignalError state_mismatch, with nothing changed, that names the tensor or the fact which
+        is not this run's.
+        """
+        accumulation = self._accepted(state)
+        self.adapter.load(Part(state.tensors, state.facts["layout"]))
+        self.optimizer.load(Part(state.tensors, state.facts["optimizer"]))
+        self._accumulation = accumulation
+
+    def _accepted(self, state: TrainerState) -> Accumulation | None:
+        """Checks all of `state`; its accumulation in memory of this run."""
+        facts = state.facts
+        check_names(facts, dict.fromkeys(("layout", "optimizer", "accumulation")), "the fact")
+        self.adapter.check(facts["layout"])
+        self.optimizer.check(facts["optimizer"])
+        expected = self.adapter.state().tensors | self.optimizer.state().tensors
+        if facts["accumulation"] is None:
+            check_tensors(state.tensors, expected)
+            return None
+        check_tensors(state.tensors, expected | {GRADIENT: self.adapter.master})
+        return Accumulation.of(Part(state.tensors, facts["accumulation"]), self.base.device)
+
+    def restore_weights(self, weights: Tensor) -> None:
+        """Begin anew from these master weights [P] (of `Adapter.flat`): no moments, no steps, no gradients.
+
+        Raises SignalError state_mismatch with nothing changed.
+        """
+        check_tensors({WEIGHTS: weights}, self.adapter.state().tensors)
+        self.adapter.load(Part({WEIGHTS: weights}, self.adapter.layout))
+        self.optimizer.reset()
+        self._accumulation = None

@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from redis import Redis
@@ -23,19 +23,19 @@ log = logging.getLogger(__name__)
 _FUTURE = re.compile(r"fut_([0-9a-f]{16})_([1-9][0-9]{0,15})_([0-9a-f]{8})_([0-9a-f]{12})\Z")
 
 
-def future_id(settings: Settings, run_id: str, entry: int, generation: str) -> str:
+def future_id(settings: Settings, run_id: str, entry: int, tag: str) -> str:
     """The id of an entry's future: signed, so it can be judged without the journal."""
-    bare = f"{run_id.removeprefix('run_')}_{entry}_{generation}"
+    bare = f"{run_id.removeprefix('run_')}_{entry}_{tag}"
     return f"fut_{bare}_{_mac(settings, bare)}"
 
 
 def parse_future_id(settings: Settings, text: str) -> tuple[str, int, str]:
-    """(run_id, entry, generation). Raises SignalError not_found for what this server never gave out."""
+    """(run_id, entry, tag). Raises SignalError not_found for what this server never gave out."""
     match = _FUTURE.match(text)
     if match:
-        run, entry, generation, mac = match.groups()
-        if hmac.compare_digest(mac, _mac(settings, f"{run}_{entry}_{generation}")):
-            return f"run_{run}", int(entry), generation
+        run, entry, tag, mac = match.groups()
+        if hmac.compare_digest(mac, _mac(settings, f"{run}_{entry}_{tag}")):
+            return f"run_{run}", int(entry), tag
     raise SignalError("not_found", "There is no such future, or it is not yours.")
 
 
@@ -46,9 +46,12 @@ def _mac(settings: Settings, bare: str) -> str:
 class FutureHub:
     """Waits for finished entries. One thread and one connection per process, started at the first wait."""
 
-    def __init__(self, redis: Redis) -> None:
-        """`redis` is used for its connection settings; the subscription has a connection of its own."""
-        self._redis = redis
+    def __init__(self, redis: Redis, heard: Callable[[str], None] = lambda message: None) -> None:
+        """`redis` is used for its connection settings; the subscription has a connection of its own.
+
+        `heard` is told every message, and "" when some may have been missed.
+        """
+        self._redis, self._heard = redis, heard
         self._lock = threading.Lock()
         self._waiters: dict[str, set[threading.Event]] = defaultdict(set)
         self._thread: threading.Thread | None = None
@@ -73,7 +76,8 @@ class FutureHub:
         Register first, then look at the journal, then wait: what finishes in between is not missed.
         The event is also set when the subscription was interrupted, since messages may be lost.
         """
-        self._start()
+        self.start()
+        self._subscribed.wait(timeout=2.0)
         names = [f"{run_id}:{entry}" for entry in entries] or [run_id]
         event = threading.Event()
         with self._lock:
@@ -93,13 +97,12 @@ class FutureHub:
             if not found:
                 del self._waiters[name]
 
-    def _start(self) -> None:
-        # Lazily, because gunicorn forks after the application is made and threads do not survive a fork.
+    def start(self) -> None:
+        """Begin to listen. Not in the constructor: gunicorn forks later, and threads do not survive that."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._listen, name="future-hub", daemon=True)
                 self._thread.start()
-        self._subscribed.wait(timeout=2.0)
 
     def _listen(self) -> None:
         while not self._closing.is_set():
@@ -125,6 +128,7 @@ class FutureHub:
                 self._closing.wait(0.2)
 
     def _wake(self, name: str) -> None:
+        self._heard(name)
         run_id = name.rsplit(":", 1)[0]
         with self._lock:
             events = [*self._waiters.get(name, ()), *self._waiters.get(run_id, ())]
@@ -132,6 +136,7 @@ class FutureHub:
             event.set()
 
     def _wake_all(self) -> None:
+        self._heard("")
         with self._lock:
             events = [event for found in self._waiters.values() for event in found]
         for event in events:

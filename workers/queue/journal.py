@@ -1,7 +1,7 @@
 """The journal of a run: the one truth about what was asked, in which order, and how it ended.
 
-Every change is one Lua script (`lua/`), so it happens whole or not at all. Web tier, agent and
-workers use the same class; a worker's calls are fenced by the epoch of its lease. Touches Redis and,
+Web tier, agent and workers use the same class; a worker's calls are fenced by the epoch of its lease. Here
+is what appends, takes and commits; `history` reads, `supervision` is the agent's side. Touches Redis and,
 for bodies and results over 64 KB, storage.
 """
 
@@ -9,66 +9,28 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from typing import Any, cast
-
-from redis import Redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.retry import Retry
 
 from schemas.errors import SignalError
 from workers.queue import keys
-from workers.queue.records import Appended, Entry, Head, NewEntry, Outcome, Taken
-from workers.settings import Settings
-from workers.storage import Storage
+from workers.queue.records import Appended, NewEntry, Outcome, Past, Snapshot, Taken
+from workers.queue.scripts import Behind, Closed, Fenced, Held, Missing, connect
+from workers.queue.supervision import Supervision
 
-_SCRIPTS = ("append", "take", "commit", "close", "cancel", "open", "place", "report", "expire")
+__all__ = ["Behind", "Closed", "Fenced", "Held", "Journal", "Missing", "connect", "held_error"]
 
-
-class Fenced(Exception):
-    """Another worker has the run's lease: this one must let go of it."""
+_OWN_KEY_TTL_S = 600
 
 
-class Closed(Exception):
-    """The run has ended: there is nothing more to do for it."""
-
-
-class Behind(Exception):
-    """The journal lacks commits that this worker made: its memory is not the truth any more."""
-
-
-def connect(url: str, *, timeout_s: float = 5.0) -> Redis:
-    """A client that gives up within seconds. redis-py's own defaults may hold a caller for a minute."""
-    retry = Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries=2)
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=2.0,
-        retry=retry,
-        health_check_interval=30,
-    )
-
-
-class Journal:
+class Journal(Supervision):
     """All runs' journals on one Redis-protocol server."""
-
-    def __init__(self, redis: Redis, storage: Storage, settings: Settings) -> None:
-        """`storage` takes what is too large for Redis."""
-        self.redis, self.storage, self.settings = redis, storage, settings
-        folder = resources.files("workers.queue") / "lua"
-        prelude = (folder / "prelude.lua").read_text()
-        self._scripts = {
-            name: redis.register_script(prelude + (folder / f"{name}.lua").read_text())
-            for name in _SCRIPTS
-        }
 
     # --- the web tier -------------------------------------------------------------------------
 
     def open_run(self, run_id: str, owner: str) -> None:
         """Make the journal of a new run; a repeat changes nothing."""
-        self._call("open", run_id, secrets.token_hex(4), owner)
+        self._call("open", run_id, owner, self.settings.result_ttl_s)
 
     def append(
         self, run_id: str, entries: Sequence[NewEntry], idempotency_key: str | None = None
@@ -76,19 +38,27 @@ class Journal:
         """Append operations in order, all or none.
 
         Returns where each went, the (entry, kind) pairs that became eligible by this call, and
-        whether the run's bell was free (for coalesced doorbells). Raises SignalError: run_closed,
-        idempotency_conflict, client_seq_conflict, sequence_gap, queue_full, not_found.
+        whether the run's bell was free (for coalesced doorbells). `idempotency_key` begins with "c:" when
+        it is a client's, with "r:" when it only guards against a repeated command. Raises SignalError:
+        run_closed, run_paused, rolled_back, idempotency_conflict, client_seq_conflict, sequence_gap,
+        queue_full, not_found.
         """
-        s = self.settings
+        s, key = self.settings, idempotency_key or ""
         digest = "-".join(entry.digest for entry in entries)
         args: list[Any] = [
             s.max_queued,
+            s.max_queued_bytes,
+            s.user_max_queued,
+            s.user_max_queued_bytes,
+            s.max_unsealed_bytes,
             s.gap_deadline_s,
             s.operation_deadline_s,
-            idempotency_key or "",
+            key,
             digest,
+            s.result_ttl_s if key.startswith("c:") else _OWN_KEY_TTL_S,
+            secrets.token_hex(4),
+            len(entries),
         ]
-        args.append(len(entries))
         for entry in entries:
             body, ref = self._store(run_id, entry.body)
             args += [entry.kind, body, ref, entry.tokens, entry.lane or ""]
@@ -96,6 +66,7 @@ class Journal:
                 "" if entry.client_seq is None else entry.client_seq,
                 entry.on_error,
                 entry.digest,
+                len(entry.body),
             ]
         reply = self._call("append", run_id, *args)
         if reply[0] != b"ok":
@@ -103,153 +74,37 @@ class Journal:
         split = reply.index(b"|")
         return _appended(reply[2:split]), _pairs(reply[split + 1 :]), reply[1] == b"1"
 
-    def head(self, run_id: str) -> Head | None:
-        """The run as a whole; None when its journal is gone or was never made."""
-        return self.heads([run_id])[0]
-
-    def heads(self, run_ids: Sequence[str]) -> list[Head | None]:
-        """`head` of several runs in one round trip."""
-        pipe = self.redis.pipeline(transaction=False)
-        for run_id in run_ids:
-            pipe.hgetall(keys.prefix(run_id) + "head")
-            pipe.llen(keys.prefix(run_id) + "order")
-        rows = pipe.execute()
-        return [
-            Head.from_redis(run_id, rows[2 * i], rows[2 * i + 1]) if rows[2 * i] else None
-            for i, run_id in enumerate(run_ids)
-        ]
-
-    def entries(self, run_id: str, numbers: Sequence[int]) -> list[Entry | None]:
-        """Entries by number; None for one that never was or has expired."""
-        pipe = self.redis.pipeline(transaction=False)
-        for number in numbers:
-            pipe.hgetall(f"{keys.prefix(run_id)}e:{number}")
-        rows = pipe.execute()
-        return [
-            Entry.from_redis(run_id, n, row) if row else None
-            for n, row in zip(numbers, rows, strict=True)
-        ]
-
-    def finished_after(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
-        """Finished entries with a seq above `after_seq`, in order, at most `limit`."""
-        head = cast(
-            list[bytes | None],
-            self.redis.hmget(keys.prefix(run_id) + "head", ["applied", "closed"]),
-        )
-        # A run that has ended has no unfinished operation, whatever was applied.
-        last = after_seq + limit if head[1] else min(int(head[0] or 0), after_seq + limit)
-        if last <= after_seq:
-            return []
-        numbers = cast(
-            list[bytes], self.redis.lrange(keys.prefix(run_id) + "order", after_seq, last - 1)
-        )
-        found = self.entries(run_id, [int(number) for number in numbers])
-        return [entry for entry in found if entry is not None]
-
-    def result(self, entry: Entry) -> bytes | None:
-        """The result's bytes; None when it has none or its time to live is over."""
-        if not entry.result_ref:
-            return None
-        if entry.result_ref == "inline":
-            return cast(
-                bytes | None, self.redis.get(f"{keys.prefix(entry.run_id)}r:{entry.number}")
-            )
-        return self.storage.read(entry.result_ref)
-
-    def results(self, entries: Sequence[Entry]) -> list[bytes | None]:
-        """`result` of several entries, those in Redis in one round trip."""
-        inline = [e for e in entries if e.result_ref == "inline"]
-        names = [f"{keys.prefix(e.run_id)}r:{e.number}" for e in inline]
-        found = dict(
-            zip(
-                names,
-                cast(list[bytes | None], self.redis.mget(names)) if names else [],
-                strict=True,
-            )
-        )
-        return [
-            found[f"{keys.prefix(e.run_id)}r:{e.number}"]
-            if e.result_ref == "inline"
-            else self.result(e)
-            for e in entries
-        ]
-
     def cancel(self, run_id: str, number: int) -> str:
         """Cancel an entry: "cancelled", "stopping" (a running sample), "already_running" or "finished"."""
         reply = self._call("cancel", run_id, number, json.dumps(SignalError("cancelled").to_dict()))
         return cast(bytes, reply[0]).decode()
 
-    def close(self, run_id: str, status: str, error: SignalError | None = None) -> bool:
-        """End the run; its open operations end with it. False when it had ended before."""
-        ended = error or SignalError(
-            "run_closed", f"The run was {status} before this operation finished."
-        )
-        entry_status = "cancelled" if status == "cancelled" else "failed"
-        own = json.dumps(error.to_dict()) if error else ""
-        return bool(
-            self._call("close", run_id, status, own, entry_status, json.dumps(ended.to_dict()))[0]
-            == b"ok"
-        )
-
-    # --- the agent ----------------------------------------------------------------------------
-
-    def install_epoch(self, run_id: str, epoch: int, worker: str, device: dict[str, Any]) -> bool:
-        """Let the worker of a new lease in and every earlier one out. False when the run has ended or
-        a later lease is installed."""
-        return bool(self._call("place", run_id, epoch, worker, json.dumps(device))[0] == b"ok")
-
-    def sweep(self) -> int:
-        """End what waited too long (lane gaps, deadlines); how many operations ended."""
-        now, ended = time.time(), 0
-        for member in cast(list[bytes], self.redis.zrangebyscore(keys.GAPS, "-inf", now, 0, 100)):
-            run_id, lane = member.decode().split("|", 1)
-            error = SignalError(
-                "sequence_gap", f"An earlier client_seq of lane {lane!r} did not arrive in time."
-            )
-            ended += self._expire(run_id, "gap", lane, error)
-        for member in cast(
-            list[bytes], self.redis.zrangebyscore(keys.DEADLINES, "-inf", now, 0, 1000)
-        ):
-            run_id, number = member.decode().split("|", 1)
-            ended += self._expire(run_id, "deadline", number, SignalError("deadline_exceeded"))
-        return ended
-
-    def retire(self, run_id: str) -> None:
-        """Give everything of an ended run its time to live, in small steps."""
-        base, ttl = keys.prefix(run_id), self.settings.result_ttl_s
-        head = self.head(run_id)
-        if head is None:
-            return
-        for first in range(1, head.entries + 1, 500):
-            pipe = self.redis.pipeline(transaction=False)
-            for number in range(first, min(first + 500, head.entries + 1)):
-                pipe.expire(f"{base}e:{number}", ttl)
-                pipe.expire(f"{base}b:{number}", ttl)
-            pipe.execute()
-        names = [base + name for name in ("order", "open", "idem", "head")]
-        names += [
-            key.decode()
-            for key in self.redis.scan_iter(base.replace("{", "[{]") + "l*", count=1000)
-        ]
-        for name in names:
-            self.redis.expire(name, ttl)
-
-    def open_runs(self) -> list[str]:
-        """Runs that have not ended."""
-        return sorted(
-            member.decode() for member in cast(set[bytes], self.redis.smembers(keys.RUNS))
-        )
-
     # --- the worker ---------------------------------------------------------------------------
 
-    def report_ready(self, run_id: str, epoch: int, device: dict[str, Any]) -> None:
-        """The session is in memory. Raises Fenced or Closed."""
-        self._fenced(self._call("report", run_id, epoch, json.dumps(device)))
+    def report_ready(
+        self,
+        run_id: str,
+        epoch: int,
+        device: dict[str, Any],
+        fingerprint: dict[str, Any] | None = None,
+        rebuilt: dict[str, Any] | None = None,
+        other_bits_since: int | None = None,
+    ) -> None:
+        """The session is in memory; `rebuilt` says from what, and `other_bits_since` from which seq on its
+        bits may differ from those before. Raises Fenced, Closed or Missing."""
+        how, since = json.dumps(rebuilt) if rebuilt else "", other_bits_since
+        self._fenced(
+            self._call(
+                "report", run_id, epoch, json.dumps(device), json.dumps(fingerprint or {}), how,
+                "" if since is None else since,
+            )
+        )  # fmt: skip
 
     def take(self, run_id: str, epoch: int, *, listening: bool = False) -> Taken | None:
-        """The next operation to execute, or None when none is eligible. Raises Fenced or Closed.
+        """The next operation to execute, or None when none is eligible.
 
-        `listening` keeps the bell taken: the worker will call `listen` and `take` again.
+        `listening` keeps the bell taken: the worker will call `listen` and `take` again. Raises Fenced,
+        Closed, Held or Missing.
         """
         reply = self._fenced(self._call("take", run_id, epoch, "1" if listening else ""))
         if reply[0] == b"empty":
@@ -260,30 +115,81 @@ class Journal:
             number=int(reply[1]),
             seq=int(reply[2]),
             kind=reply[3].decode(),
-            body=self.storage.read(ref) or b"" if ref else reply[5],
+            body=self.body(ref, reply[5]),
+            body_ref=ref,
             submitted_at=float(reply[6]),
             started_at=float(reply[7]),
             tokens=int(reply[8]),
             doomed_by=int(reply[9]) if reply[9] else None,
+            tag=reply[10].decode(),
+            lane=reply[11].decode(),
+            client_seq=int(reply[12]) if reply[12] else None,
+            digest=reply[13].decode(),
         )
 
     def listen(self, run_id: str, seconds: float) -> bool:
         """Wait a moment for an operation to become eligible; a stale yes is possible and harmless."""
         return self.redis.blpop([keys.prefix(run_id) + "ring"], timeout=seconds) is not None
 
-    def commit(self, run_id: str, epoch: int, taken: Taken, outcome: Outcome) -> None:
-        """End an operation. Safe to repeat. Raises Fenced, Closed or Behind."""
-        body, ref = self._store(run_id, outcome.result)
+    def store_result(self, run_id: str, outcome: Outcome) -> tuple[bytes, str]:
+        """Puts a large result into storage, once: (inline bytes, ref). Raises SignalError storage_full."""
+        return self._store(run_id, outcome.result)
+
+    def commit(
+        self,
+        run_id: str,
+        epoch: int,
+        taken: Taken,
+        outcome: Outcome,
+        stored: tuple[bytes, str] | None = None,
+    ) -> None:
+        """End an operation. Safe to repeat; `stored` is its result by `store_result`, for repeats.
+
+        Raises Fenced, Closed, Missing or Behind.
+        """
+        body, ref = stored or self.store_result(run_id, outcome)
         reply = self._call(
             "commit", run_id, epoch, taken.number, taken.seq, outcome.status, body, ref,
             json.dumps(outcome.error) if outcome.error else "", json.dumps(outcome.data),
-            json.dumps(outcome.state), self.settings.result_ttl_s, outcome.close_status,
+            json.dumps(outcome.state), outcome.close_status, json.dumps(outcome.record), taken.tag,
         )  # fmt: skip
         self._fenced(reply)
         if reply[0] == b"behind":
             raise Behind(
                 f"{run_id}: seq {taken.seq} was computed, the journal is at {int(reply[1])}"
             )
+
+    def note_snapshot(self, run_id: str, epoch: int, found: Snapshot, branch_from: int) -> None:
+        """A verified snapshot is in storage. Raises Fenced or Missing."""
+        row = json.dumps(found.__dict__)
+        self._fenced(self._call("snapshot", run_id, epoch, row, branch_from))
+
+    def rewind(
+        self,
+        run_id: str,
+        epoch: int,
+        *,
+        state_seq: int,
+        known_from: int,
+        recent: Sequence[Past] = (),
+        data: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Put back commits that the journal has lost, up to the state at `state_seq`, and hold the run.
+
+        `recent` are entries of consecutive seqs after `known_from`, with the projector's `data` of each;
+        what waited in the journal ends in journal_lost. Raises Fenced, Closed or Missing.
+        """
+        args: list[Any] = [
+            epoch,
+            state_seq,
+            known_from,
+            json.dumps(SignalError("journal_lost").to_dict()),
+            len(recent),
+        ]
+        for entry, extra in zip(recent, data, strict=True):
+            fields = {**entry.fields(), "data": json.dumps(extra)}
+            args += [entry.seq, entry.number, json.dumps(fields), entry.body, entry.result]
+        self._fenced(self._call("rewind", run_id, *args))
 
     def must_stop(self, run_id: str, epoch: int, number: int) -> bool:
         """Whether a running sample is to end at its next token."""
@@ -294,33 +200,9 @@ class Journal:
         stop, closed, current = row
         return stop == str(number).encode() or bool(closed) or current != str(epoch).encode()
 
-    # --- inside -------------------------------------------------------------------------------
-
-    def _store(self, run_id: str, data: bytes) -> tuple[bytes, str]:
-        if len(data) <= self.settings.inline_bytes:
-            return data, ""
-        key = f"runs/{run_id}/bodies/{secrets.token_hex(12)}"
-        self.storage.write(key, data)
-        return b"", key
-
-    def _expire(self, run_id: str, what: str, which: str, error: SignalError) -> int:
-        reply = self._call("expire", run_id, what, which, json.dumps(error.to_dict()))
-        return int(reply[1]) if reply[0] == b"ok" else 0
-
-    def _call(self, name: str, run_id: str, *args: Any) -> list[Any]:
-        return cast(list[Any], self._scripts[name](keys=[keys.prefix(run_id)], args=args))
-
-    @staticmethod
-    def _fenced(reply: list[Any]) -> list[Any]:
-        if reply[0] == b"fenced":
-            raise Fenced
-        if reply[0] == b"closed":
-            raise Closed
-        return reply
-
 
 def _appended(flat: Sequence[bytes]) -> list[Appended]:
-    rows = [flat[i : i + 6] for i in range(0, len(flat), 6)]
+    rows = [flat[i : i + 7] for i in range(0, len(flat), 7)]
     return [
         Appended(
             int(n),
@@ -329,13 +211,24 @@ def _appended(flat: Sequence[bytes]) -> list[Appended]:
             replayed == b"1",
             float(at),
             int(applied),
+            tag.decode(),
         )
-        for n, seq, status, replayed, at, applied in rows
+        for n, seq, status, replayed, at, applied, tag in rows
     ]
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[int, str]]:
     return [(int(flat[i]), flat[i + 1].decode()) for i in range(0, len(flat), 2)]
+
+
+def held_error(hold: str, info: dict[str, Any]) -> SignalError:
+    """What somebody is told who sends an operation to a held run; `data` says what to accept."""
+    if hold == "rolled_back":
+        return SignalError("rolled_back", data={"at_seq": info.get("at_seq", 0)})
+    if hold == "mismatch":
+        text = "The rebuilt run does not give the recorded numbers; resume with accept=rebuilt to go on."
+        return SignalError("run_paused", text, data={"accept": "rebuilt", "seq": info.get("seq")})
+    return SignalError("run_paused", data={"reason": info.get("reason", "user")})
 
 
 def _append_error(reply: list[Any], entries: Iterable[NewEntry]) -> SignalError:
@@ -347,9 +240,15 @@ def _append_error(reply: list[Any], entries: Iterable[NewEntry]) -> SignalError:
             "run_closed", f"The run is {reply[1].decode()} and takes no more operations."
         )
     if code == "queue_full":
-        return SignalError(
-            "queue_full", f"The run has {reply[1]} unfinished operations; wait for some to finish."
-        )
+        whose = {
+            b"run": "The run has {} unfinished operations",
+            b"user": "Your runs have {} unfinished operations",
+            b"unsealed": "The run's journal is waiting for a snapshot; it has {} unfinished operations",
+        }[reply[2]]
+        message = whose.format(int(reply[1])) + "; wait for some to finish."
+        return SignalError("queue_full", message, data={"queued": int(reply[1])})
+    if code == "held":
+        return held_error(reply[1].decode(), json.loads(reply[2] or b"{}"))
     if code in ("client_seq_conflict", "sequence_gap"):
         entry = list(entries)[int(reply[1]) - 1]
         where = f"client_seq {entry.client_seq} of lane {entry.lane!r}"

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("forward_backward", "forward", "optim_step", "sample", "save_state", "complete")
+KINDS = (
+    "forward_backward",
+    "forward",
+    "optim_step",
+    "load_state",
+    "sample",
+    "save_state",
+    "certificate",
+    "complete",
+)
+# What a session must execute again when it is rebuilt; the others leave its state as it is.
+STATEFUL = ("forward_backward", "optim_step", "load_state")
 FINISHED = ("completed", "failed", "cancelled")
 
 
@@ -28,7 +39,8 @@ class NewEntry:
 class Appended:
     """Where an operation went. `seq` is None while it waits for its predecessor in the lane.
 
-    `applied` is the run's last finished seq at that moment.
+    `applied` is the run's last finished seq at that moment. `tag` makes the future's id one of its own,
+    also if a server that lost its newest data gives the entry's number out again.
     """
 
     entry: int
@@ -37,6 +49,7 @@ class Appended:
     replayed: bool
     submitted_at: float
     applied: int
+    tag: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Entry:
     error: dict[str, Any] | None
     result_ref: str
     digest: str
+    tag: str
 
     @property
     def finished(self) -> bool:
@@ -87,7 +101,22 @@ class Entry:
             error=json.loads(text["err"]) if text.get("err") else None,
             result_ref=text.get("res", ""),
             digest=text["digest"],
+            tag=text["tag"],
         )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The newest verified snapshot, as the journal knows it; `at` is in epoch seconds.
+
+    `cost_s` is what it took from the run's time, `load_s` how long loading it took or is expected to take.
+    """
+
+    seq: int
+    key: str
+    at: float
+    size_bytes: int
+    cost_s: float
 
 
 @dataclass(frozen=True)
@@ -95,11 +124,11 @@ class Head:
     """What the journal says of a run as a whole."""
 
     run_id: str
-    generation: str
     owner: str
     epoch: int
     entries: int
     seq_count: int
+    base: int
     applied: int
     closed: str
     close_error: dict[str, Any] | None
@@ -109,18 +138,35 @@ class Head:
     state: dict[str, Any]
     last_activity: float
     running: int | None
+    hold: str
+    hold_info: dict[str, Any]
+    move: str
+    rolled: bool
+    snapshot: Snapshot | None
+    branch_from: int | None
+    deterministic_since: int
+    fingerprint: dict[str, Any] | None
+    queued_bytes: int
+    unsealed_bytes: int
+
+    @property
+    def recovery_s(self) -> float | None:
+        """Expected seconds from the loss of the worker to a session that goes on; None before the first."""
+        known = self.state.get("recovery_s")
+        return None if known is None else float(known)
 
     @classmethod
-    def from_redis(cls, run_id: str, row: Mapping[bytes, bytes], seq_count: int) -> Head:
-        """From the head's hash and the length of the order."""
+    def from_redis(cls, run_id: str, row: Mapping[bytes, bytes], order_length: int) -> Head:
+        """From the head's hash and the length of the order, which begins after `base`."""
         text = {key.decode(): value.decode() for key, value in row.items()}
+        branch_from = text.get("branch_from", "")
         return cls(
             run_id=run_id,
-            generation=text["gen"],
             owner=text["owner"],
             epoch=int(text["epoch"]),
             entries=int(text["entries"]),
-            seq_count=seq_count,
+            seq_count=int(text["base"]) + order_length,
+            base=int(text["base"]),
             applied=int(text["applied"]),
             closed=text["closed"],
             close_error=json.loads(text["close_err"]) if text["close_err"] else None,
@@ -130,22 +176,37 @@ class Head:
             state=json.loads(text["state"]),
             last_activity=float(text["activity"]),
             running=int(text["running"]) if text.get("running") else None,
+            hold=text["hold"],
+            hold_info=json.loads(text["hold_info"]) if text["hold_info"] else {},
+            move=text["move"],
+            rolled=text.get("rolled") == "1",
+            snapshot=Snapshot(**json.loads(text["snapshot"])) if text.get("snapshot") else None,
+            branch_from=int(branch_from) if branch_from else None,
+            deterministic_since=int(text.get("det_since", "0")),
+            fingerprint=json.loads(text["fingerprint"]) if text.get("fingerprint") else None,
+            queued_bytes=int(text.get("queued_bytes", "0")),
+            unsealed_bytes=int(text.get("unsealed", "0")),
         )
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The entry that a worker is to execute now."""
+    """The entry that a worker is to execute now; `lane` is empty when the client named none."""
 
     run_id: str
     number: int
     seq: int
     kind: str
     body: bytes
+    body_ref: str
     submitted_at: float
     started_at: float
     tokens: int
     doomed_by: int | None
+    tag: str
+    lane: str
+    client_seq: int | None
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -153,7 +214,7 @@ class Outcome:
     """How an operation ended, ready to be committed.
 
     `data` goes to the projector (metrics, artifact); `state` is the session's state after it;
-    `close_status` ends the run with this commit.
+    `record` is what a replay of it is compared with; `close_status` ends the run with this commit.
     """
 
     status: str
@@ -161,4 +222,78 @@ class Outcome:
     error: dict[str, Any] | None = None
     data: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
     close_status: str = ""
+
+
+@dataclass(frozen=True)
+class Past:
+    """A finished entry with all that a replay or a segment needs; times are epoch seconds.
+
+    `result` is inline, or `result_ref` names it in storage; likewise `body` and `body_ref`.
+    """
+
+    seq: int
+    number: int
+    tag: str
+    kind: str
+    status: str
+    submitted_at: float
+    started_at: float | None
+    finished_at: float
+    tokens: int
+    lane: str
+    client_seq: int | None
+    digest: str
+    body: bytes
+    body_ref: str
+    result: bytes
+    result_ref: str
+    error: dict[str, Any] | None
+    record: dict[str, Any]
+    doomed_by: int | None = None
+
+    def entry(self, run_id: str) -> Entry:
+        """The same as the API shows it."""
+        return Entry(
+            run_id=run_id,
+            number=self.number,
+            seq=self.seq,
+            kind=self.kind,
+            status=self.status,
+            lane=self.lane or None,
+            client_seq=self.client_seq,
+            submitted_at=self.submitted_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+            tokens=self.tokens,
+            error=self.error,
+            result_ref=self.result_ref or ("inline" if self.result else ""),
+            digest=self.digest,
+            tag=self.tag,
+        )
+
+    def fields(self) -> dict[str, str]:
+        """The hash of its entry in Redis."""
+        optional = {
+            "start": "" if self.started_at is None else f"{self.started_at:.6f}",
+            "res": self.result_ref or ("inline" if self.result else ""),
+        }
+        return {
+            "kind": self.kind,
+            "status": self.status,
+            "sub": f"{self.submitted_at:.6f}",
+            "fin": f"{self.finished_at:.6f}",
+            "tok": str(self.tokens),
+            "body": self.body_ref,
+            "on_error": "fail",
+            "digest": self.digest,
+            "lane": self.lane,
+            "cseq": "" if self.client_seq is None else str(self.client_seq),
+            "dl": f"{self.finished_at:.6f}",
+            "tag": self.tag,
+            "size": str(len(self.body)),
+            "seq": str(self.seq),
+            "err": json.dumps(self.error) if self.error else "",
+            "rec": json.dumps(self.record),
+        } | {name: value for name, value in optional.items() if value}

@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 from celery import Celery
@@ -19,9 +21,8 @@ from redis.exceptions import RedisError
 from schemas.errors import SignalError
 from workers.catalogue import Catalogue
 from workers.queue import keys
-from workers.queue.journal import Behind, Closed, Fenced, Journal, connect
+from workers.queue.journal import Closed, Fenced, Journal, Missing, connect
 from workers.session.events import OperationEvents
-from workers.session.session import Session
 from workers.settings import Settings
 from workers.storage import open_storage
 
@@ -38,12 +39,14 @@ class Host:
         """`node` is the worker's Celery node name."""
         self.settings, self.node = settings, node
         self.redis = connect(settings.redis_url)
-        self.journal = Journal(self.redis, open_storage(settings.data_dir), settings)
+        self.journal = Journal(self.redis, open_storage(settings), settings)
         self.catalogue = Catalogue(settings)
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Any] = {}
         self.events = OperationEvents(app, settings, node)
         self._base: tuple[tuple[Any, ...], Any] | None = None
         self._facts: dict[str, str] = {}
+        self._progress, self._busy, self._stopping = 0, False, False
+        signal.signal(signal.SIGUSR1, self._stop)
         self._tell(
             pid=os.getpid(),
             parent_pid=os.getppid(),
@@ -54,34 +57,61 @@ class Host:
         )
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
+    def warm(self) -> None:
+        """Load what a first run would have to wait for, and make a dry pass of every primitive."""
+        if self._facts["state"] != "idle" or self.sessions:
+            return
+        from workers.session.warming import warm_up
+
+        self._tell(state="warming")
+        warm_up()
+        gc.collect()
+        self._tell(state="warm")
+
     def attach(self, run_id: str, epoch: int, spec: dict[str, Any]) -> None:
-        """Load a run's model and adapter, say so, and work off what is queued."""
+        """Bring a run's session into memory, say so, and work off what is queued."""
         held = self.sessions.get(run_id)
         if held is not None and held.epoch >= epoch:
             self.drain(run_id)  # a doubled message must not begin the run anew
             return
+        if self._stopping:
+            return
+        self.sessions.pop(run_id, None)
         self._tell(run=run_id, model=spec["base_model"], state="loading")
         try:
-            session = self._load(run_id, epoch, spec)
+            self._arrive(run_id, epoch, spec)
+        except (Fenced, Closed, Missing) as error:
+            log.warning("%s is not attached: %r", run_id, error)
+            self.detach(run_id)
+            return
+        except (RedisError, OSError) as error:
+            # Not the run's fault: the agent sends it again.
+            log.warning("%s cannot be attached now: %s", run_id, error)
+            self.detach(run_id)
+            return
         except Exception as error:
             log.exception("run %s cannot be loaded", run_id)
             self._refuse(run_id, epoch, _load_error(spec, error))
             return
+        self._tell(state="idle")
+        self.drain(run_id)
+
+    def _arrive(self, run_id: str, epoch: int, spec: dict[str, Any]) -> None:
+        from workers.session.arrival import arrive
+
+        begun = time.monotonic()
+        session = self._load(run_id, epoch, spec)
+        arrive(session, spec, time.monotonic() - begun)
         self.sessions[run_id] = session
         # What loading made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        self._tell(state="idle")
-        try:
-            self.journal.report_ready(run_id, epoch, {**spec["device"], "dtype": session.dtype})
-        except (Fenced, Closed):
-            self.detach(run_id)
-            return
-        self.drain(run_id)
 
     def detach(self, run_id: str) -> None:
-        """Let go of a run; its base model stays loaded for the next one."""
-        self.sessions.pop(run_id, None)
+        """Let go of a run; of a living one with a last snapshot. Its base model stays loaded."""
+        session = self.sessions.pop(run_id, None)
+        if session is not None:
+            session.close()
         if self._facts.get("run") == run_id:
             self._tell(run="", state="idle")
 
@@ -91,27 +121,50 @@ class Host:
         A doorbell for a run that is not here does nothing.
         """
         session = self.sessions.get(run_id)
-        if session is None:
+        if session is None or self.stopping():
             return
-        self._facts["state"] = "busy"
+        self._facts["state"], self._busy = "busy", True
         try:
             session.drain(until)
-        except (Fenced, Closed):
-            self.detach(run_id)
-        except Behind:
-            # The journal lost commits that this process has made. Its memory is ahead of the truth,
-            # so it must not go on: the agent sees the death and decides.
-            log.critical("run %s is ahead of its journal; this worker ends", run_id, exc_info=True)
-            os._exit(70)
+        except (Fenced, Closed) as error:
+            log.info("%s is let go of: %r", run_id, error)
+            self._drop(run_id)
         except (RedisError, OSError) as error:
             log.warning(
                 "run %s: the journal cannot be reached: %s; the agent rings again", run_id, error
             )
         finally:
-            self._facts["state"] = "idle"
+            self._facts["state"], self._busy = "idle", False
             self.events.flush()
+            if self.stopping():
+                self._leave_all()
 
-    def _load(self, run_id: str, epoch: int, spec: dict[str, Any]) -> Session:
+    def stopping(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self._stopping
+
+    def _drop(self, run_id: str) -> None:
+        """The run is another's by now, or over: nothing of it may be written any more."""
+        self.sessions.pop(run_id, None)
+        if self._facts.get("run") == run_id:
+            self._tell(run="", state="idle")
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGUSR1, in the main thread: leave after the present operation."""
+        self._stopping = True
+        if not self._busy:
+            self._leave_all()
+
+    def _leave_all(self) -> None:
+        for session in self.sessions.values():
+            session.close()
+
+    def _note_progress(self) -> None:
+        self._progress += 1
+
+    def _load(self, run_id: str, epoch: int, spec: dict[str, Any]) -> Any:
+        from workers.session.session import Session, Worker
+
         entry = self.catalogue.entry(spec["base_model"])
         config, device = spec["config"], spec["device"]
         dtype = {None: "auto", True: "bfloat16", False: "float32"}[config["bf16"]]
@@ -127,7 +180,8 @@ class Host:
                 wanted,
                 load_base(entry.path, dtype=dtype, device=where, threads=device.get("threads")),
             )
-        return Session(self.journal, run_id, epoch, spec, self._base[1], entry.path, self.events)
+        worker = Worker(self.node, self.events, self._note_progress, self.stopping)
+        return Session(self.journal, run_id, epoch, spec, self._base[1], entry.path, worker)
 
     def _refuse(self, run_id: str, epoch: int, error: SignalError) -> None:
         head = self.journal.head(run_id)
@@ -141,7 +195,8 @@ class Host:
 
     def _beat_once(self) -> None:
         pipe = self.redis.pipeline(transaction=False)
-        facts: dict[Any, Any] = {**self._facts, "heartbeat": f"{time.time():.3f}"}
+        own = {"heartbeat": f"{time.time():.3f}", "progress": str(self._progress)}
+        facts: dict[Any, Any] = {**self._facts, **own}
         pipe.hset(keys.worker(self.node), mapping=facts)
         pipe.expire(keys.worker(self.node), FACTS_TTL_S)
         pipe.execute()

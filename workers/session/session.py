@@ -1,42 +1,66 @@
 """One run in a worker: takes the journal's entries in order, executes them, commits the outcomes.
 
 State, position and the outcome that is not yet committed are one unit: when a commit fails it is
-retried, never the operation, since executing an optimizer step twice would change the numbers.
+retried, never the operation, since executing an optimizer step twice would change the numbers. When the
+journal turns out to have lost commits, they are put back from memory.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 from redis.exceptions import RedisError
 
 from schemas.errors import SignalError
 from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base
+from workers.engine.info import fingerprint, fingerprint_id
 from workers.engine.lora import LoraSpec
+from workers.engine.state import TrainerState
 from workers.engine.trainer import Trainer
-from workers.queue.journal import Journal
-from workers.queue.records import Outcome, Taken
-from workers.session import artifacts
+from workers.failpoints import hit
+from workers.queue.journal import Behind, Closed, Held, Journal, Missing
+from workers.queue.records import Outcome, Past, Taken
 from workers.session.events import OperationEvents
-from workers.session.sampling import run_sample
-from workers.text.rows import unpack_rows
+from workers.session.primitives import Abandoned, Primitives
+from workers.session.recent import Commit, Recent
+from workers.session.snapshots import Snapshots
+from workers.session.snapshotting import Copied, Snapshotter
 from workers.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-Result = dict[str, Any]
 LINGER_S = 0.02
 # More than the doorbells that can be under way for finished entries.
 DONE_KEPT = 20_000
 COMMIT_RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass
+class Pending:
+    """An outcome that is not committed yet; its result is stored once."""
+
+    taken: Taken
+    outcome: Outcome
+    stored: tuple[bytes, str] | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a session needs of the process that holds it.
+
+    `beat` is called at every sign of progress; `stopping` tells whether to stop after this operation.
+    """
+
+    node: str
+    events: OperationEvents
+    beat: Callable[[], None]
+    stopping: Callable[[], bool]
 
 
 class Session:
@@ -50,15 +74,12 @@ class Session:
         spec: dict[str, Any],
         base: Base,
         model_folder: Path,
-        events: OperationEvents,
+        worker: Worker,
     ) -> None:
-        """`spec` is what the agent sent: base_model, the resolved config, the device."""
+        """`spec` is what the agent sent: base_model, the resolved config, the device, the owner."""
         config = spec["config"]
-        self.journal, self.run_id, self.epoch, self.events = journal, run_id, epoch, events
-        self.base_model: str = spec["base_model"]
-        self.config: dict[str, Any] = config
-        self.seed: int = config["seed"]
-        self.tokenizer = load_tokenizer(model_folder)
+        self.journal, self.run_id, self.epoch, self.worker = journal, run_id, epoch, worker
+        self.owner: str = spec["owner"]
         self.trainer = Trainer(
             base,
             LoraSpec(
@@ -73,53 +94,120 @@ class Session:
             gradient_checkpointing=config["gradient_checkpointing"],
         )
         self.dtype: str = base.dtype_name
+        self.fingerprint = fingerprint(base)
+        self.fingerprint_id = fingerprint_id(self.fingerprint)
+        self.primitives = Primitives(
+            run_id,
+            spec["base_model"],
+            config,
+            self.trainer,
+            load_tokenizer(model_folder),
+            journal.storage,
+            (self.fingerprint_id, self.fingerprint),
+        )
+        self.primitives.extra_state = self._recovery
         # With one message for many operations, a worker that has just finished one listens a moment
         # for the next: a loop that waits for each result then costs no message at all.
         self.linger_s = LINGER_S if journal.settings.doorbell == "coalesced" else 0.0
-        self._pending: tuple[Taken, Outcome] | None = None
+        # The last seq whose effect, if it has one, is in memory.
+        self.applied = 0
+        self.entries = 0
+        # What a rebuild costs before it replays anything; the host knows it better once it has loaded.
+        self.start_s = 5.0
+        self._pending: Pending | None = None
         self._done: dict[int, None] = {}
-        self._primitives: dict[str, Callable[[Taken, dict[str, Any]], Outcome]] = {
-            "forward_backward": self._forward_backward,
-            "forward": self._forward,
-            "optim_step": self._optim_step,
-            "sample": self._sample,
-            "save_state": self._save_state,
-            "complete": self._complete,
-        }
+        self.recent = Recent(0, 2 * journal.settings.snapshot_max_bytes)
+        self.snapshots = Snapshotter(
+            journal, Snapshots(journal.storage, run_id), run_id, epoch, self.recent.forget
+        )
+
+    # --- a rebuild's view ---------------------------------------------------------------------
+
+    def load(self, state: TrainerState, state_seq: int) -> None:
+        """Take over a state that was last changed at `state_seq`."""
+        self.trainer.restore(state)
+        self.primitives.state_seq = state_seq
+
+    def redo(self, past: Past) -> Outcome:
+        """Execute an operation of the past again, without committing it."""
+        self.worker.beat()
+        body = self.journal.body(past.body_ref, past.body)
+        return self.primitives.execute(_as_taken(self.run_id, past, body), lambda: False)
+
+    def clear(self) -> None:
+        """Discard the accumulated gradients."""
+        self.trainer.clear_accumulation()
+
+    def stand_at(self, applied: int, entries: int, base: int) -> None:
+        """The session is in memory as it is after `applied`; `base` is the journal's sealed seq."""
+        self.applied, self.entries = applied, entries
+        self.recent.reset(base)
+        for past in self.journal.past(self.run_id, base, applied):
+            self.recent.add(Commit(past, {}))
+
+    # --- the work -----------------------------------------------------------------------------
 
     def drain(self, until: int = 0) -> None:
         """Apply eligible entries in order, up to the entry `until`, or all of them (0).
 
         A message per operation stops at its own entry, so that messages are used up as fast as
-        entries are. Raises Fenced, Closed, Behind, or a RedisError on reading.
+        entries are. Raises Fenced, Closed, or a RedisError on reading.
         """
         self._commit_pending()
         if until in self._done:
             return
-        while (taken := self._next()) is not None:
-            self.events.started(taken)
-            self._pending = (taken, self._execute(taken))
+        while not self.worker.stopping() and (taken := self._next()) is not None:
+            hit("received", taken.kind)
+            self._note_skipped(taken)
+            self.worker.events.started(taken)
+            self.worker.beat()
+            try:
+                outcome = self.primitives.execute(taken, self._stop_check(taken))
+            except Abandoned:
+                return
+            hit("applied", taken.kind)
+            self._pending = Pending(taken, outcome)
             self._commit_pending()
+            self.worker.beat()
+            if self.snapshots.due():
+                self.snapshots.begin(self._copy())
             if taken.number == until:
                 return
 
     def _next(self) -> Taken | None:
-        if not self.linger_s:
-            return self.journal.take(self.run_id, self.epoch)
+        try:
+            return self._listen_for_next() if self.linger_s else self._take()
+        except Held:
+            return None
+        except Missing:
+            self._mend()
+            return None
+
+    def _take(self, *, listening: bool = False) -> Taken | None:
+        return self.journal.take(self.run_id, self.epoch, listening=listening)
+
+    def _listen_for_next(self) -> Taken | None:
         while True:
-            taken = self.journal.take(self.run_id, self.epoch, listening=True)
+            taken = self._take(listening=True)
             if taken is not None:
                 return taken
-            self.events.flush()
+            self.worker.events.flush()
             if not self.journal.listen(self.run_id, self.linger_s):
-                return self.journal.take(self.run_id, self.epoch)
+                return self._take()
+
+    def _note_skipped(self, taken: Taken) -> None:
+        """Entries that ended before their turn belong to what is known of the past."""
+        if taken.seq > self.applied + 1:
+            for past in self.journal.past(self.run_id, self.applied, taken.seq - 1):
+                self.recent.add(Commit(past, {}))
+            self.applied = taken.seq - 1
 
     def _commit_pending(self) -> None:
         attempt = 0
         while self._pending is not None:
-            taken, outcome = self._pending
+            taken = self._pending.taken
             try:
-                self.journal.commit(self.run_id, self.epoch, taken, outcome)
+                self._commit(self._pending)
             except (RedisError, OSError) as error:
                 wait = COMMIT_RETRY_S[min(attempt, len(COMMIT_RETRY_S) - 1)]
                 log.warning(
@@ -130,65 +218,66 @@ class Session:
                     error,
                 )
                 time.sleep(wait)
+                self.worker.beat()
                 attempt += 1
-                continue
             except SignalError as error:
                 # The result itself cannot be stored (a full disk): the operation's effect stands, and
                 # its future says why there is no result to read.
+                old = self._pending.outcome
                 outcome = Outcome(
-                    "failed", error=error.to_dict(), data=outcome.data, state=outcome.state
+                    "failed",
+                    error=error.to_dict(),
+                    data=old.data,
+                    state=old.state,
+                    record={**old.record, "effect": "stands"},
                 )
-                self._pending = (taken, outcome)
-                continue
-            self._pending = None
-            self._done[taken.number] = None
-            if len(self._done) > DONE_KEPT:
-                del self._done[next(iter(self._done))]
-            self.events.finished(taken, outcome)
+                self._pending = Pending(taken, outcome)
+            except (Behind, Missing):
+                self._mend()
 
-    def _execute(self, taken: Taken) -> Outcome:
-        try:
-            return self._primitives[taken.kind](taken, msgpack.unpackb(taken.body))
-        except Exception as error:
-            known = _as_signal_error(error)
-            if known.code == "operation_failed":
-                log.exception("seq %d of %s (%s) failed", taken.seq, self.run_id, taken.kind)
-            return Outcome("failed", error=known.to_dict(), state=self._state())
+    def _commit(self, pending: Pending) -> None:
+        taken, outcome = pending.taken, pending.outcome
+        if pending.stored is None:
+            pending.stored = self.journal.store_result(self.run_id, outcome)
+        hit("committing", taken.kind)
+        self.journal.commit(self.run_id, self.epoch, taken, outcome, pending.stored)
+        hit("committed", taken.kind)
+        self._committed(pending)
+        self.worker.events.finished(taken, outcome)
 
-    def _forward_backward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        result = self.trainer.forward_backward(
-            unpack_rows(body["rows"]), body["loss_fn"], body["loss_kwargs"], body["accumulate"]
+    def _committed(self, pending: Pending) -> None:
+        taken, stored = pending.taken, pending.stored or (b"", "")
+        self._pending = None
+        self.applied, self.entries = taken.seq, max(self.entries, taken.number)
+        past = _as_past(taken, pending.outcome, stored)
+        self.recent.add(Commit(past, pending.outcome.data))
+        self.snapshots.count(len(past.body) + len(past.result))
+        self._done[taken.number] = None
+        if len(self._done) > DONE_KEPT:
+            del self._done[next(iter(self._done))]
+
+    def _mend(self) -> None:
+        """The journal has lost what this process did, or all: put it back, and hold the run.
+
+        May raise a RedisError; then the next doorbell tries again.
+        """
+        if self._pending is not None:
+            self._pending.stored = self._pending.stored or (b"", "")
+            self._committed(self._pending)
+        known_from, commits = self.recent.all()
+        log.warning("%s: the journal has lost commits; they are put back", self.run_id)
+        self.journal.reopen(
+            self.run_id, self.owner, applied=known_from, entries=self.entries, epoch=self.epoch,
+            worker=self.worker.node, base=known_from,
+        )  # fmt: skip
+        self.journal.rewind(
+            self.run_id,
+            self.epoch,
+            state_seq=self.applied,
+            known_from=known_from,
+            recent=[commit.past for commit in commits],
+            data=[commit.data for commit in commits],
         )
-        result["metrics"]["input_tokens"] = float(taken.tokens)
-        numbers = {name: result[name] for name in ("loss", "loss_sum", "num_tokens", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
-
-    def _forward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        result = self.trainer.forward(unpack_rows(body["rows"]), body["top_k"])
-        result["metrics"]["input_tokens"] = float(taken.tokens)
-        return self._completed(taken, result, result["metrics"])
-
-    def _optim_step(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        if taken.doomed_by is not None:
-            self.trainer.clear_accumulation()
-            raise SignalError(
-                "predecessor_failed",
-                f"The forward_backward at seq {taken.doomed_by} failed, so this step was not taken and the "
-                "gradients accumulated for it were discarded; on_error=continue opts out.",
-            )
-        options = {name: value for name, value in body.items() if name != "on_error"}
-        result = self.trainer.optim_step(**options)
-        numbers = {name: result[name] for name in ("learning_rate", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
-
-    def _sample(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        stop = self._stop_check(taken)
-        result = run_sample(self.trainer, self.tokenizer, body, self.seed, taken.seq, stop)
-        if result is None:
-            return Outcome(
-                "cancelled", error=SignalError("cancelled").to_dict(), state=self._state()
-            )
-        return self._completed(taken, result, result["metrics"])
 
     def _stop_check(self, taken: Taken) -> Callable[[], bool]:
         """Looks at the journal at most twenty times a second; a Redis that is away stops nothing."""
@@ -196,6 +285,9 @@ class Session:
 
         def must_stop() -> bool:
             now = time.monotonic()
+            self.worker.beat()
+            if self.worker.stopping():
+                raise Abandoned
             if now - last[0] >= 0.05 and not last[1]:
                 last[0] = now
                 try:
@@ -206,65 +298,80 @@ class Session:
 
         return must_stop
 
-    def _save_state(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        manifest = self._save(taken, body["name"] or f"step-{self.trainer.step:06d}", body["mode"])
-        result = {
-            "step": self.trainer.step,
-            "name": manifest["name"],
-            "mode": manifest["mode"],
-            "artifact_uri": f"/runs/{self.run_id}/artifacts/{manifest['name']}",
-            "size_bytes": manifest["total_size_bytes"],
-            "manifest": manifest,
-        }
-        return self._completed(taken, result, {}, artifact=manifest)
+    # --- snapshots ----------------------------------------------------------------------------
 
-    def _complete(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        manifest = self._save(taken, body["name"] or "final", "adapter") if body["save"] else None
-        result = {"step": self.trainer.step, "artifact": manifest["name"] if manifest else None}
-        return self._completed(taken, result, {}, artifact=manifest, close_status="completed")
+    def snapshot_now(self) -> bool:
+        """Write a snapshot before going on, if anything changed since the last; False when it failed."""
+        if self._pending is not None:
+            return False
+        return self.snapshots.write_now(self._copy())
 
-    def _save(self, taken: Taken, name: str, mode: str) -> dict[str, Any]:
+    def _copy(self) -> Copied:
+        begun = time.monotonic()
+        state = self.trainer.capture()
         facts = {
             "run_id": self.run_id,
-            "seq": taken.seq,
-            "base_model": self.base_model,
-            "config": self.config,
+            "seq": self.applied,
+            "epoch": self.epoch,
+            "entries": self.entries,
+            "owner": self.owner,
+            "base_model": self.primitives.base_model,
+            "config": self.primitives.config,
+            "state_seq": self.primitives.state_seq,
+            "fingerprint": self.fingerprint,
         }
-        return artifacts.save_adapter(self.journal.storage, self.trainer, name, mode, facts)
+        return Copied(state, facts, time.monotonic() - begun, self.primitives.executed_s)
 
-    def _completed(
-        self,
-        taken: Taken,
-        result: Result,
-        metrics: dict[str, float],
-        artifact: dict[str, Any] | None = None,
-        close_status: str = "",
-    ) -> Outcome:
-        now = time.time()
-        result["seq"] = taken.seq
-        result["timings"] = {
-            "queued_ms": round(max(0.0, taken.started_at - taken.submitted_at) * 1e3, 3),
-            "execute_ms": round(max(0.0, now - taken.started_at) * 1e3, 3),
-        }
-        data: dict[str, Any] = {"step": self.trainer.step, "metrics": metrics}
-        if artifact is not None:
-            data["artifact"] = artifact
-        body = json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
-        return Outcome("completed", body, data=data, state=self._state(), close_status=close_status)
+    def _recovery(self) -> dict[str, Any]:
+        since = self.primitives.executed_s - self.snapshots.executed_s
+        return {"recovery_s": round(self.start_s + since, 3)}
 
-    def _state(self) -> dict[str, Any]:
-        return {"step": self.trainer.step, "accumulated": self.trainer.accumulated}
+    def close(self) -> None:
+        """Leave the run to its next worker: with a last snapshot, if the journal is not closed."""
+        try:
+            self._commit_pending()
+            self.snapshot_now()
+        except (RedisError, OSError, SignalError, Closed) as error:
+            log.warning("%s is left without a last snapshot: %s", self.run_id, error)
 
 
-def _as_signal_error(error: Exception) -> SignalError:
-    if isinstance(error, SignalError):
-        return error
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "OutOfMemory" in text or "can't allocate memory" in text:
-        return SignalError("out_of_memory")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SignalError("storage_full")
-    return SignalError(
-        "operation_failed",
-        f"The worker failed on this operation; the run is unchanged. {text}"[:2000],
+def _as_taken(run_id: str, past: Past, body: bytes) -> Taken:
+    return Taken(
+        run_id=run_id,
+        number=past.number,
+        seq=past.seq,
+        kind=past.kind,
+        body=body,
+        body_ref=past.body_ref,
+        submitted_at=past.submitted_at,
+        started_at=past.started_at or past.submitted_at,
+        tokens=past.tokens,
+        doomed_by=None,
+        tag=past.tag,
+        lane=past.lane,
+        client_seq=past.client_seq,
+        digest=past.digest,
+    )
+
+
+def _as_past(taken: Taken, outcome: Outcome, stored: tuple[bytes, str]) -> Past:
+    return Past(
+        seq=taken.seq,
+        number=taken.number,
+        tag=taken.tag,
+        kind=taken.kind,
+        status=outcome.status,
+        submitted_at=taken.submitted_at,
+        started_at=taken.started_at,
+        finished_at=time.time(),
+        tokens=taken.tokens,
+        lane=taken.lane,
+        client_seq=taken.client_seq,
+        digest=taken.digest,
+        body=b"" if taken.body_ref else taken.body,
+        body_ref=taken.body_ref,
+        result=stored[0],
+        result_ref=stored[1],
+        error=outcome.error,
+        record=outcome.record,
     )

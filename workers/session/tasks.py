@@ -34,6 +34,9 @@ def register(app: Celery, settings: Settings) -> None:
     def hello() -> None:
         host()
 
+    def warm() -> None:
+        host().warm()
+
     def attach(run_id: str, epoch: int, spec: dict[str, Any]) -> None:
         host().attach(run_id, epoch, spec)
 
@@ -41,6 +44,6 @@ def register(app: Celery, settings: Settings) -> None:
         host().detach(run_id)
 
     bodies: dict[str, Callable[..., None]] = dict.fromkeys((*KINDS, WAKE), doorbell)
-    bodies |= {"hello": hello, "attach": attach, "detach": detach}
+    bodies |= {"hello": hello, "warm": warm, "attach": attach, "detach": detach}
     for name, body in bodies.items():
         app.task(name=name)(body)

@@ -111,6 +111,16 @@ def test_runs_show_json(signal: Signal) -> None:
     assert json.loads(result.output)["run_id"] == RUN["run_id"]
 
 
+def test_runs_watch(signal: Signal) -> None:
+    lost = {"id": 3, "type": "worker_lost", "at": "2026-01-02T03:04:05.000Z",
+            "data": {"why": "killed", "running_seq": None, "more": {}}}  # fmt: skip
+    page = reply({"data": [lost], "has_more": False, "next_after": 3, "ended": True})
+    output = signal("runs", "watch", "run_1", answers=[reply(SHOWN), page]).output
+    assert output.split() == ["2026-01-02T03:04:05.000Z", "worker", "lost", "why", "killed"]
+    output = signal("runs", "watch", "run_1", "--json", answers=[reply(SHOWN), page]).output
+    assert json.loads(output) == lost
+
+
 def test_models(signal: Signal) -> None:
     answer = reply({"models": ["tiny"], "data": [MODEL]})
     assert "1,234,567" in signal("models", answers=[answer]).output

@@ -40,7 +40,7 @@ def test_every_answer_has_its_record() -> None:
 @pytest.mark.parametrize(
     ("options", "schema", "explicit"),
     [
-        (records.RunOptions, RunCreate, {"base_model", "name", "labels"}),
+        (records.RunOptions, RunCreate, {"base_model", "name", "labels", "init_from"}),
         (records.OptimStepOptions, OptimStepRequest, {"learning_rate", "lane", "client_seq"}),
         (records.SampleOptions, SampleRequest, {"prompts", "lane", "client_seq"}),
     ],

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import pytest
 
 import rewardsignal as rs
-from rewardsignal import _submit
+from rewardsignal import _run, _submit
 from tests.unit.client.wire import RUN, TIMINGS, Journal, Wire, refusal, reply, sent
 
 PATH = f"/runs/{RUN['run_id']}"
@@ -84,6 +85,16 @@ def made(*answers: Any) -> tuple[Wire, rs.SignalRun]:
         (lambda run: run.complete(), "complete", {"save": True}),
         (lambda run: run.complete(save=False), "complete", {"save": False}),
         (lambda run: run.cancel(), "cancel", {}),
+        (lambda run: run.load_state("a"), "load_state", {"artifact": "a", "optimizer": True}),
+        (
+            lambda run: run.load_state("a", run_id="run_1", optimizer=False),
+            "load_state",
+            {"artifact": "a", "run_id": "run_1", "optimizer": False},
+        ),
+        (lambda run: run.pause(), "pause", {}),
+        (lambda run: run.resume(), "resume", {}),
+        (lambda run: run.resume("rebuilt"), "resume", {"accept": "rebuilt"}),
+        (lambda run: run.migrate(), "migrate", {}),
     ],
 )
 def test_bodies(call: Callable[[rs.SignalRun], Any], path: str, body: dict[str, Any]) -> None:
@@ -164,11 +175,86 @@ def test_leaving_the_block_well_completes() -> None:
     assert [request.url.path for request in wire.requests] == [f"{PATH}/complete"]
 
 
-def test_an_exception_leaves_the_run_open() -> None:
-    wire, run = made(reply({}))
+@pytest.mark.parametrize("answer", [reply(RUN), refusal(409, "run_closed"), refusal(500, "x")])
+def test_an_exception_pauses_the_run_and_is_what_is_seen(answer: Any) -> None:
+    wire, run = made(answer)
     with pytest.raises(RuntimeError, match="mine"), run:
         raise RuntimeError("mine")
-    assert wire.requests == []
+    assert [request.url.path for request in wire.requests] == [f"{PATH}/pause"]
+
+
+def test_an_exception_does_not_wait_long_for_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_run, "PAUSE_S", 0.3)
+    wire, run = made(httpx2.ConnectError("away"))
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert len(wire.requests) > 1
+    assert wire.requests[0].extensions["timeout"]["read"] == 0.3
+
+
+def test_a_branch_is_a_run_of_its_own() -> None:
+    other = {**RUN, "run_id": "run_b", "parent": {"run_id": RUN["run_id"], "seq": 4}}
+    wire, run = made(reply(other, 201))
+    found = run.branch(4, name="b", labels={"a": "b"}, learning_rate=1e-3)
+    assert found.run_id == "run_b"
+    assert found.info.parent is not None and found.info.parent.seq == 4
+    assert sent(wire.requests[0]) == {
+        "at_seq": 4,
+        "name": "b",
+        "labels": {"a": "b"},
+        "learning_rate": 1e-3,
+    }
+    assert wire.requests[0].url.path == f"{PATH}/branch"
+    run.branch()
+    assert sent(wire.requests[1]) == {}
+
+
+def test_a_run_begins_from_a_saved_state() -> None:
+    wire = Wire(reply(RUN, 201))
+    with wire.client() as client:
+        client.create_run("tiny", init_from={"run_id": "run_1", "artifact": "a"}, lora_r=4)
+    assert sent(wire.requests[0])["init_from"] == {"run_id": "run_1", "artifact": "a"}
+
+
+def test_a_certificate_at_once_and_as_a_future() -> None:
+    found = {"seq": 3, "sha256": "aa", "gradients": None}
+    wire, run = made(reply(found))
+    assert run.certificate().sha256 == "aa"
+    assert wire.requests[0].method == "GET"
+    future = {**FUTURE, "kind": "certificate"}
+    _, run = made(reply(future, 202), reply({**future, "status": "completed", "result": found}))
+    assert run.certificate().sha256 == "aa"
+
+
+def test_a_replay_is_waited_for_where_it_is_done() -> None:
+    future = {**FUTURE, "kind": "certificate", "run_id": "run_replay"}
+    done = {**future, "status": "completed", "result": {"seq": 1, "sha256": "aa"}}
+    wire, run = made(reply(future, 202), reply(done))
+    replay = run.replay()
+    assert replay.run_id == "run_replay"
+    assert replay.result(5).sha256 == "aa"
+    assert wire.requests[0].url.path == f"{PATH}/replay"
+
+
+@pytest.mark.parametrize("answer", [httpx2.Response(204), refusal(404, "not_found")])
+def test_deleting_a_run(answer: Any) -> None:
+    wire, run = made(answer)
+    run.delete()
+    assert [(r.method, r.url.path) for r in wire.requests] == [("DELETE", PATH)]
+
+
+def page(*ids: int, ended: bool = False) -> Any:
+    data = [{"id": id_, "type": "ready", "at": "now", "data": {}} for id_ in ids]
+    return reply({"data": data, "has_more": False, "next_after": ids[-1], "ended": ended})
+
+
+def test_watching_follows_the_events_to_the_end() -> None:
+    wire, run = made(page(4, 7), page(9, ended=True))
+    assert [event.id for event in run.watch(after=2)] == [4, 7, 9]
+    assert [request.url.params["after"] for request in wire.requests] == ["2", "7"]
+    assert wire.requests[0].url.params["wait"] == "20.0"
 
 
 def test_a_run_that_was_cancelled_inside_the_block() -> None:

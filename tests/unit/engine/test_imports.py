@@ -13,7 +13,8 @@ from pathlib import Path
 
 from workers.engine.adamw import AdamWSettings
 from workers.engine.base import load_base
-from workers.engine.info import fingerprint, versions
+from workers.engine.certificate import certificate
+from workers.engine.info import fingerprint, fingerprint_id, versions
 from workers.engine.lora import LoraSpec
 from workers.engine.sampler import SampleParams
 from workers.engine.trainer import Trainer
@@ -28,7 +29,8 @@ run.forward_backward([row], "causal_lm", {}, True)
 run.optim_step()
 run.sample([[5, 6], [7]], SampleParams(3), load_tokenizer(folder), lambda: False, (0, 0))
 run.export_adapter(Path(sys.argv[2]), "tiny")
-fingerprint(base), versions()
+run.restore(run.capture())
+certificate(run.capture()), fingerprint_id(fingerprint(base)), versions()
 heavy = {"transformers", "peft", "torch._dynamo", "torch.distributed.tensor", "celery", "flask", "redis"}
 print(sorted(heavy & set(sys.modules)))
 """

@@ -7,13 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from gpu_pool import hosts, leases
+from gpu_pool import grants, hosts, leases, overview
 from gpu_pool.database import Database
 from gpu_pool.devices import Slot
-from gpu_pool.leases import Lease, WarmWorker
+from gpu_pool.grants import WarmWorker
+from gpu_pool.leases import MOVED, START_FAILED, Lease, Standing
 from gpu_pool.placement import Warmth
 from gpu_pool.tables import Host, LeaseRequest, LeaseRow
 
@@ -33,7 +34,7 @@ def set_up(database: Database, host: str = "h", count: int = 2, runs: int = 0) -
 
 def acquire(database: Database, host: str = "h", **options: Any) -> Lease | None:
     with database.writing() as session:
-        return leases.acquire(session, host, **options)
+        return grants.acquire(session, host, **options)
 
 
 def granted(database: Database, host: str = "h", **options: Any) -> Lease:
@@ -45,6 +46,11 @@ def granted(database: Database, host: str = "h", **options: Any) -> Lease:
 def release(database: Database, lease: Lease) -> bool:
     with database.writing() as session:
         return leases.release(session, lease, "ended")
+
+
+def requeue(database: Database, lease: Lease, reason: str, **options: Any) -> bool:
+    with database.writing() as session:
+        return leases.requeue(session, lease, reason, **options)
 
 
 def test_oldest_first_one_per_slot(database: Database) -> None:
@@ -72,10 +78,101 @@ def test_the_epoch_of_a_run_grows_with_every_lease(database: Database) -> None:
     for _ in range(3):
         lease = granted(database)
         epochs.append(lease.epoch)
-        release(database, lease)
-        with database.writing() as session:
-            session.execute(update(LeaseRequest).values(state="queued"))
+        assert requeue(database, lease, "worker_lost")
     assert epochs == [1, 2, 3]
+
+
+def test_a_run_that_lost_its_worker_is_served_before_all_that_had_none(database: Database) -> None:
+    set_up(database, count=1, runs=3)
+    first = granted(database)
+    assert requeue(database, first, "worker_lost")
+    again = granted(database)
+    assert (again.run_id, again.epoch) == ("run_0", 2)
+    assert not requeue(database, first, "worker_lost")
+    assert acquire(database) is None
+    with database.reading() as session:
+        assert leases.open_leases(session, "h") == [again]
+
+
+def test_a_paused_run_waits_for_its_owner_and_keeps_its_place(database: Database) -> None:
+    set_up(database, count=1, runs=2)
+    assert requeue(database, granted(database), "paused", state="paused")
+    assert granted(database).run_id == "run_1"
+    with database.writing() as session:
+        assert leases.paused(session) == ["run_0"]
+        assert leases.queue_position(session, "run_0") is None
+        assert leases.resume(session, "run_0")
+        assert not leases.resume(session, "run_0")
+        assert leases.queued(session) == ["run_0"]
+        assert leases.pause(session, "run_0")
+        assert not leases.pause(session, "run_0")
+        assert leases.queued(session) == []
+        assert overview.describe(session)["paused"][0]["run_id"] == "run_0"
+        assert leases.withdraw(session, "run_0")
+        assert leases.withdrawn(session) == ["run_0"]
+
+
+def test_a_run_that_ended_is_not_put_back(database: Database) -> None:
+    set_up(database, count=1, runs=1)
+    lease = granted(database)
+    with database.writing() as session:
+        assert not leases.withdraw(session, "run_0")
+        assert leases.standing(session, "run_0") == Standing(leased=False, known_seq=0)
+    assert requeue(database, lease, "worker_lost")
+    with database.reading() as session:
+        assert leases.queued(session) == []
+        assert leases.withdrawn(session) == ["run_0"]
+
+
+def test_an_ended_run_that_held_a_lease_is_done_with_it(database: Database) -> None:
+    set_up(database, count=1, runs=1)
+    lease = granted(database)
+    with database.writing() as session:
+        leases.withdraw(session, "run_0")
+    assert release(database, lease)
+    with database.reading() as session:
+        assert leases.withdrawn(session) == []
+
+
+def test_starts_that_failed_are_counted_since_the_run_was_last_ready(database: Database) -> None:
+    set_up(database, count=1, runs=1)
+    counts = []
+    for reason in (START_FAILED, START_FAILED, "worker_lost", START_FAILED):
+        requeue(database, granted(database), reason)
+        with database.reading() as session:
+            counts.append(leases.failed_starts(session, "run_0"))
+    assert counts == [1, 2, 0, 1]
+
+
+def test_what_sql_knows_of_a_run(database: Database) -> None:
+    set_up(database, count=1, runs=1)
+    with database.writing() as session:
+        leases.note_seq(session, "run_0", 7)
+        leases.note_seq(session, "run_9", 7)
+        assert leases.standing(session, "run_0") == Standing(leased=False, known_seq=7)
+        assert leases.standing(session, "run_9") is None
+    granted(database)
+    with database.writing() as session:
+        leases.note_seq(session, "run_0", 3)
+        assert leases.standing(session, "run_0") == Standing(leased=True, known_seq=3)
+
+
+def test_owners_of_runs_that_wait_and_are_not_just_being_made(database: Database) -> None:
+    set_up(database, count=1)
+    with database.writing() as session:
+        for number in range(3):
+            leases.request(session, f"run_{number}", {**WANTS, "owner": f"user_{number}"})
+        session.flush()
+        for run_id in ("run_0", "run_1"):
+            row = session.scalars(select(LeaseRequest).where(LeaseRequest.run_id == run_id)).one()
+            row.requested_at -= timedelta(minutes=1)
+    everybody = ["run_0", "run_1", "run_2", "run_9"]
+    with database.reading() as session:
+        old = leases.owners(session, everybody, timedelta(seconds=10))
+    assert old == {"run_0": "user_0", "run_1": "user_1"}
+    granted(database)
+    with database.reading() as session:
+        assert leases.owners(session, everybody, timedelta(seconds=10)) == {"run_1": "user_1"}
 
 
 def test_a_repeated_request_changes_nothing(database: Database) -> None:
@@ -134,7 +231,7 @@ def test_a_slot_that_is_gone_takes_no_lease(database: Database) -> None:
     assert acquire(database) is None
     with database.reading() as session:
         assert leases.open_leases(session, "h") == [lease]
-        assert leases.describe(session)["slots"] == []
+        assert overview.describe(session)["slots"] == []
     set_up(database, count=2)
     assert granted(database).slot != lease.slot
 
@@ -145,7 +242,7 @@ def test_silent_and_stopped_hosts_lose_their_leases(database: Database) -> None:
     with database.writing() as session:
         for host in ("up", "down", "silent"):
             leases.request(session, f"run_{host}", WANTS)
-            leases.acquire(session, host, among=[f"run_{host}"])
+            grants.acquire(session, host, among=[f"run_{host}"])
         hosts.take_down(session, "down")
         old = session.scalars(select(Host).where(Host.name == "silent")).one()
         old.heartbeat_at -= timedelta(minutes=2)
@@ -157,11 +254,79 @@ def test_silent_and_stopped_hosts_lose_their_leases(database: Database) -> None:
         assert [x.host for x in leases.orphaned_leases(session, timedelta(seconds=60))] == ["down"]
 
 
+def age(database: Database, lease: Lease, seconds: float) -> None:
+    """Sets the end of a lease back."""
+    with database.writing() as session:
+        row = session.get_one(LeaseRow, lease.id)
+        assert row.released_at is not None
+        row.released_at -= timedelta(seconds=seconds)
+
+
+def test_a_moved_run_goes_elsewhere_if_it_can(database: Database) -> None:
+    set_up(database, count=2, runs=2)
+    first = granted(database)
+    assert requeue(database, first, MOVED)
+    second = granted(database)
+    assert (second.run_id, second.slot) == ("run_0", "cpu1")
+    # Nothing else is free: it comes back.
+    granted(database)
+    assert requeue(database, second, MOVED)
+    assert granted(database).slot == "cpu1"
+
+
+def register(database: Database, host: str, device: str) -> None:
+    with database.writing() as session:
+        hosts.register(session, host, [Slot("cpu0", "cpu", device, 1000, 1)])
+
+
+def test_a_rebuild_is_left_to_a_host_with_the_same_device_for_a_while(database: Database) -> None:
+    register(database, "a", "one model")
+    with database.writing() as session:
+        leases.request(session, "run_0", WANTS)
+    lease = granted(database, "a")
+    register(database, "b", "another model")
+    register(database, "c", "one model")
+    assert requeue(database, lease, "worker_lost")
+    with database.writing() as session:
+        hosts.register(session, "a", [])
+    assert acquire(database, "b") is None
+    age(database, lease, 11)
+    assert granted(database, "b").run_id == "run_0"
+
+
+def test_a_rebuild_takes_any_device_when_there_is_none_of_its_kind(database: Database) -> None:
+    register(database, "a", "one model")
+    with database.writing() as session:
+        leases.request(session, "run_0", WANTS)
+    lease = granted(database, "a")
+    register(database, "b", "another model")
+    register(database, "c", "one model")
+    assert requeue(database, lease, "host_lost")
+    with database.writing() as session:
+        hosts.register(session, "a", [])
+        # What has been silent is not waited for.
+        session.get_one(Host, "c").heartbeat_at -= timedelta(minutes=1)
+    assert granted(database, "b").run_id == "run_0"
+
+
+def test_what_waiting_runs_ask_for(database: Database) -> None:
+    set_up(database, count=1, runs=2)
+    with database.writing() as session:
+        leases.request(session, "run_large", {**WANTS, "memory_bytes": 5, "kind": "cuda"})
+    requeue(database, granted(database), MOVED)
+    with database.reading() as session:
+        wishes = grants.wishes(session, ["run_0", "run_large", "run_9"])
+    assert [(it.run_id, it.kind, it.memory_bytes, it.avoid) for it in wishes] == [
+        ("run_0", None, 0, "h/cpu0"),
+        ("run_large", "cuda", 5, ""),
+    ]
+
+
 def test_describe(database: Database) -> None:
     set_up(database, count=2, runs=2)
     granted(database, among=["run_1"])
     with database.reading() as session:
-        shown = leases.describe(session)
+        shown = overview.describe(session)
     assert [host["state"] for host in shown["hosts"]] == ["up"]
     assert [(slot["name"], slot["state"], slot["run_id"]) for slot in shown["slots"]] == [
         ("cpu0", "leased", "run_1"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_pool.placement import FreeSlot, Request, Warmth, fits, place
+from gpu_pool.placement import Device, FreeSlot, Request, Warmth, fits, place, suits
 
 GIB = 1024**3
 
@@ -35,12 +35,14 @@ def test_the_slot_where_a_run_starts_soonest() -> None:
         assert placed is not None
         return placed[1].name
 
+    resting = FreeSlot("resting", "cpu", GIB, Warmth.RESTING)
     cold = FreeSlot("cold", "cpu", GIB)
     starting = FreeSlot("starting", "cpu", GIB, Warmth.STARTING)
     other = FreeSlot("other", "cpu", GIB, Warmth.IDLE, "another")
     idle = FreeSlot("idle", "cpu", GIB, Warmth.IDLE)
+    warm = FreeSlot("warm", "cpu", GIB, Warmth.WARM)
     loaded = FreeSlot("loaded", "cpu", GIB, Warmth.IDLE, "wanted")
-    order = [loaded, idle, other, starting, cold]
+    order = [loaded, warm, idle, other, starting, cold, resting]
     while order:
         assert chosen(*reversed(order)) == order[0].name
         order.pop(0)
@@ -51,6 +53,27 @@ def test_large_slots_are_kept_for_large_runs() -> None:
     placed = place([Request("run_1", "m", memory_bytes=30 * GIB)], slots)
     assert placed is not None
     assert placed[1].name == "gpu1"
+
+
+def test_a_rebuild_goes_to_the_device_that_it_knows_if_one_is_free() -> None:
+    h100 = FreeSlot("gpu0", "cuda", 80 * GIB, device="H100")
+    h200 = FreeSlot("gpu1", "cuda", 140 * GIB, Warmth.WARM, "m", device="H200")
+    request = Request("run_1", "m", near=Device("cuda", "H100"))
+    assert place([request], [h200, h100]) == (request, h100)
+    assert place([request], [h200]) == (request, h200)
+    assert suits(request, h100)
+    assert not suits(request, h200)
+
+
+def test_a_run_that_is_to_leave_a_slot_comes_back_only_when_no_other_is_free() -> None:
+    here = FreeSlot("cpu0", "cpu", GIB, Warmth.WARM, "m", host="h", device="x")
+    there = FreeSlot("cpu1", "cpu", GIB, Warmth.RESTING, host="h", device="y")
+    request = Request("run_1", "m", near=Device("cpu", "x"), avoid="h/cpu0")
+    assert place([request], [here, there]) == (request, there)
+    assert place([request], [here]) == (request, here)
+    assert not suits(request, here)
+    same_name = FreeSlot("cpu0", "cpu", GIB, host="other", device="x")
+    assert suits(request, same_name)
 
 
 _kinds = st.sampled_from(["cpu", "cuda"])

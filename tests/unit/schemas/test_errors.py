@@ -24,7 +24,11 @@ def test_every_retryable_refusal_says_when_to_come_back() -> None:
 
 def test_an_error_survives_pickling_and_the_wire() -> None:
     error = SignalError(
-        "not_found", "No such run.", param="run_id", details=[Detail("a.0", "unknown_loss", "x")]
+        "not_found",
+        "No such run.",
+        param="run_id",
+        details=[Detail("a.0", "unknown_loss", "x")],
+        data={"at_seq": 3},
     )
     for copy in (pickle.loads(pickle.dumps(error)), SignalError.from_dict(error.to_dict())):
         assert copy.to_dict() == error.to_dict()

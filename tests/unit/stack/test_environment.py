@@ -45,3 +45,13 @@ def test_only_settings_are_recorded():
         "HOME": "/",
     }
     assert environment.settings_of(env) == {"REDIS_URL": "redis://", "SIGNAL_DEVICES": "auto"}
+
+
+def test_storage_in_s3_passes_and_its_credentials_are_not_recorded():
+    where = {"SIGNAL_STORAGE": "s3://b/p", "AWS_ENDPOINT_URL": "http://s3", "AWS_REGION": "here"}
+    secrets = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_SESSION_TOKEN": "x"}
+    got = environment.for_process(where | secrets, {})
+    assert where.items() | secrets.items() <= got.items()
+    assert environment.settings_of(got) == where
+    # Without S3, what AWS's own tools are told is nothing of the stack's.
+    assert environment.settings_of({**got, "SIGNAL_STORAGE": ""}) == {"SIGNAL_STORAGE": ""}

@@ -22,7 +22,14 @@ RUNNING = {
         {
             "run_id": "run_1",
             "worker_state": "ready",
-            "journal": {"entries": 9, "waiting": 2},
+            "hold": None,
+            "journal": {
+                "entries": 9,
+                "waiting": 2,
+                "unsealed": 4,
+                "redis_bytes": 2_500_000,
+                "redis_bytes_bound": 10**9,
+            },
             "queue": {"name": "run.run_1", "length": 1},
         }
     ],
@@ -33,14 +40,14 @@ RUNNING = {
 def test_status_for_people():
     assert as_text(RUNNING).splitlines() == [
         "http://127.0.0.1:8000, data in /data",
-        "The supervisor is gone: nothing is restarted. `signal down` stops the rest.",
+        "The supervisor is gone: nothing is restarted. `signal up` takes over, `signal down` stops all.",
         "Processes:",
         "  web        pid 7, dead, restarted 2 times",
         "Devices:",
         "  cpu0       CPU, 1 threads, leased by run_1",
         "  cpu1       CPU, 1 threads, free",
         "Runs:",
-        "  run_1  ready, 2 waiting, 9 in the journal, 1 doorbells",
+        "  run_1  ready, 2 waiting, 4 of 9 in Redis with 2.5 of at most 1000 MB, 1 doorbells",
         "Waiting for a device:",
         "  none",
         "gone",

@@ -13,17 +13,29 @@ from marshmallow import Schema
 from schemas.errors import SignalError
 from schemas.operations import REQUESTS
 from schemas.runs import CompleteRequest
+from web.history.saved import Saved, check_fits
 from web.operations.compile import Target, compile_operation
 from web.runs.facts import RunFacts
 from workers.model_folder import read_model_folder
 from workers.queue.records import NewEntry
 from workers.text.rows import unpack_rows
 
+CONFIG = {"max_seq_length": 64, "lora_r": 4, "lora_alpha": 8.0, "lora_target_modules": None}
+
 
 @pytest.fixture(scope="module")
 def target(tiny_model: Path) -> Target:
-    facts = RunFacts("run_1", "user_1", "tiny", {"max_seq_length": 64}, "0a1b2c3d")
-    return Target(facts, read_model_folder("tiny", tiny_model))
+    facts = RunFacts("run_1", "user_1", "tiny", CONFIG)
+    return Target(facts, read_model_folder("tiny", tiny_model), saved)
+
+
+def saved(run_id: str, name: str, path: str) -> Saved:
+    """What the run's owner has saved: "mine" of this run and "there" of another."""
+    if (run_id, name) not in (("run_1", "mine"), ("run_2", "there"), ("run_2", "bare")):
+        raise SignalError("not_found", param=f"{path}artifact")
+    mode = "adapter" if name == "bare" else "state"
+    manifest = {"base_model": "tiny", "config": CONFIG, "mode": mode, "seq": 4}
+    return Saved(run_id, name, f"runs/{run_id}/artifacts/{name}", "5ea1", manifest)
 
 
 def compiled(target: Target, kind: str, **request: Any) -> NewEntry:
@@ -173,3 +185,44 @@ def test_the_digest_is_of_the_meaning(target: Target) -> None:
         compiled(target, "complete"),
     ]
     assert len({plain.digest, *(other.digest for other in others)}) == 7
+
+
+def test_a_saved_state_is_named_by_its_place_and_its_seal(target: Target) -> None:
+    mine = body(compiled(target, "load_state", artifact="mine"))
+    assert mine == {"key": "runs/run_1/artifacts/mine", "sha256": "5ea1", "optimizer": True}
+    there = compiled(target, "load_state", run_id="run_2", artifact="bare", optimizer=False)
+    assert body(there)["key"] == "runs/run_2/artifacts/bare"
+    assert body(compiled(target, "load_state", run_id="run_1", artifact="mine")) == mine
+    assert body(compile_operation("certificate", {}, target)) == {}
+
+
+def test_a_saved_state_that_cannot_be_loaded_is_refused(target: Target) -> None:
+    assert refused(target, "load_state", artifact="there").param == "artifact"
+    error = refused(target, "load_state", run_id="run_2", artifact="bare")
+    assert (error.code, error.param) == ("state_mismatch", "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({}, []),
+        ({"lora_r": 8}, ["lora_r"]),
+        ({"lora_r": 8, "lora_alpha": 9.0}, ["lora_r", "lora_alpha"]),
+        ({"lora_target_modules": ["q_proj"]}, ["lora_target_modules"]),
+        ({"max_seq_length": 32, "learning_rate": 1.0}, []),
+    ],
+)
+def test_a_saved_state_must_be_of_the_same_adapter(
+    target: Target, change: dict[str, Any], fields: list[str]
+) -> None:
+    found = saved("run_1", "mine", "")
+    every = sorted(target.model.linear_widths)
+    same = {**CONFIG, "lora_target_modules": every}
+    check_fits(found, same, target.model, optimizer=True)
+    if not fields:
+        return check_fits(found, {**CONFIG, **change}, target.model, optimizer=True)
+    with pytest.raises(SignalError) as caught:
+        check_fits(found, {**CONFIG, **change}, target.model, optimizer=True, path="a.")
+    assert caught.value.code == "state_mismatch"
+    assert [detail.param for detail in caught.value.details] == [f"a.{name}" for name in fields]
+    return None

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from gpu_pool import leases
 from gpu_pool.database import Database
 from web.accounts.service import create_user
 from web.artifacts.tables import ArtifactRow
+from web.events import service as events
 from web.metrics import service as metrics
 from web.metrics.tables import MetricRow
 from web.projector import Event, apply
-from web.runs.service import Filters, Runs
+from web.runs.service import Filters, Runs, close_row
 from web.runs.tables import RunLabelRow, RunRow
 
 RUN = "run_0123456789abcdef"
+_PLACES = itertools.count(1)
 
 
 def event(type_: str, seq: int = 0, **fields: Any) -> Event:
@@ -28,7 +32,8 @@ def event(type_: str, seq: int = 0, **fields: Any) -> Event:
         raw["seq"] = str(seq)
     if "data" in raw:
         raw["data"] = json.dumps(raw["data"]) if raw["data"] != "" else ""
-    return Event.from_redis({k.encode(): v.encode() for k, v in raw.items()})
+    fields_ = {k.encode(): v.encode() for k, v in raw.items()}
+    return Event.from_redis(f"1700000000000-{next(_PLACES)}".encode(), fields_)
 
 
 def commit(seq: int, step: int = 0, **data: Any) -> Event:
@@ -76,11 +81,109 @@ def test_a_runs_life(run: Database) -> None:
     assert closed.ended_at is not None
 
 
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        (["placed", "worker_lost"], "queued"),
+        (["placed", "ready", "worker_lost"], "rebuilding"),
+        (["placed", "ready", "worker_lost", "rebuilding"], "rebuilding"),
+        (["placed", "ready", "worker_lost", "rebuilding", "rebuilt", "ready"], "ready"),
+        (["placed", "ready", "paused"], "paused"),
+        (["placed", "ready", "paused", "resumed"], "queued"),
+        (["placed", "ready", "mismatch"], "paused"),
+        (["placed", "ready", "mismatch", "resumed"], "ready"),
+        (["placed", "ready", "rolled_back"], "rolled_back"),
+        (["placed", "ready", "rolled_back", "worker_lost", "rebuilding"], "rolled_back"),
+        (["placed", "ready", "nondeterministic", "snapshot_damaged", "moved"], "ready"),
+    ],
+)
+def test_the_status_follows_the_events(run: Database, events: list[str], status: str) -> None:
+    before = ""
+    for name in events:
+        if name == "rebuilding":
+            found = feed(run, event("placed", status=name, data={"slot": "cpu0"}))
+        else:
+            data = {"from": before} if name == "resumed" else {"at_seq": 0, "slot": "cpu0"}
+            found = feed(run, event(name, data=data))
+        before = name
+    assert found.status == status
+    kinds = ["placed" if name == "rebuilding" else name for name in events]
+    assert [row.type for row in _page(run).events] == kinds
+
+
+def test_events_are_kept_for_their_reader(run: Database) -> None:
+    device = {"slot": "cpu0", "kind": "cpu", "threads": 2}
+    error = {"code": "worker_lost", "message": "x", "retryable": False}
+    told = [
+        event("placed", status="loading", data=device),
+        event("worker_lost", data={"why": "killed", "blamed": False}),
+        event("closed", status="failed", data=error),
+    ]
+    for _ in range(2):
+        feed(run, *told)
+    found = _page(run)
+    assert [row.type for row in found.events] == ["placed", "worker_lost", "closed"]
+    assert found.events[0].data == {"device": {"slot": "cpu0", "kind": "cpu"}, "status": "loading"}
+    assert found.events[1].data == {"why": "killed", "blamed": False}
+    assert found.events[2].data == {"status": "failed", "error": error}
+    first = _page(run, limit=1)
+    assert (first.more, first.ended, found.more, found.ended) == (True, False, False, True)
+    rest = _page(run, after=first.events[0].id)
+    assert [row.type for row in rest.events] == ["worker_lost", "closed"]
+    assert _page(run, after=found.events[-1].id).ended
+    assert events.page(run, "run_unknown", 0, 10) is None
+
+
+def test_a_run_has_not_ended_for_its_readers_before_its_last_event(run: Database) -> None:
+    with run.writing() as session:
+        close_row(session, RUN, "cancelled", None, datetime.now(UTC))
+    assert not _page(run).ended
+    with run.writing() as session:
+        session.execute(update(RunRow).values(ended_at=datetime.now(UTC) - 2 * events.SETTLED))
+    assert _page(run).ended, "with the data of Redis that event was lost"
+
+
+def test_what_was_rolled_back_is_done_again_under_the_same_seqs(run: Database) -> None:
+    manifest = {"name": "a", "mode": "adapter", "step": 1, "total_size_bytes": 5, "files": []}
+    found = feed(
+        run, commit(1), commit(2), commit(3, artifact=manifest), event("rolled_back", data={"at_seq": 1})
+    )  # fmt: skip
+    assert (found.projected_seq, found.status) == (1, "rolled_back")
+    assert _seqs(run) == [1]
+    again = {**manifest, "name": "b"}
+    found = feed(run, event("resumed", data={}), commit(2, loss=2.0), commit(3, artifact=again))
+    assert found.projected_seq == 3
+    assert _seqs(run) == [1, 2, 3]
+    with run.reading() as session:
+        names = session.scalars(select(ArtifactRow.name).order_by(ArtifactRow.id)).all()
+        assert names == ["a", "b"], "what was saved is a file, and stays"
+        known = leases.standing(session, RUN)
+        assert known is not None and known.known_seq == 3
+
+
+def test_a_completed_run_keeps_its_last_certificate(run: Database) -> None:
+    told = {"sha256": "aa", "step": 1}
+    row = feed(run, event("commit", 4, entry="4", kind="complete", status="completed",
+                          data={"step": 1, "certificate": told}))  # fmt: skip
+    assert row.certificate == {**told, "seq": 4}
+
+
+def _page(db: Database, after: int = 0, limit: int = 100) -> events.Page:
+    found = events.page(db, RUN, after, limit)
+    assert found is not None
+    return found
+
+
+def _seqs(db: Database) -> list[int | None]:
+    rows, _ = metrics.page(db, RUN, None, 100)
+    return [row.seq for row in rows]
+
+
 def test_every_event_may_come_twice(run: Database) -> None:
     manifest = {"name": "a", "mode": "adapter", "step": 1, "total_size_bytes": 5, "files": []}
-    events = [commit(1), commit(2, artifact=manifest), commit(3, step=1)]
+    told = [commit(1), commit(2, artifact=manifest), commit(3, step=1)]
     for _ in range(2):
-        found = feed(run, *events)
+        found = feed(run, *told)
     assert (found.projected_seq, found.current_step) == (3, 1)
     with run.reading() as session:
         assert session.scalars(select(MetricRow.seq).order_by(MetricRow.id)).all() == [1, 2, 3]

@@ -42,6 +42,7 @@ def test_the_secret_comes_from_its_file(tmp_path: Path) -> None:
         {"SIGNAL_MAX_QUEUED": "many"},
         {"SIGNAL_RESULT_TTL": "0"},
         {"SIGNAL_SECRET": ""},
+        {"SIGNAL_STORAGE": "/srv/signal"},
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, change: dict[str, str]) -> None:

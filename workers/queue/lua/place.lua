@@ -4,6 +4,9 @@ local closed = head('closed')
 if not closed then return {'missing'} end
 if closed ~= '' then return {'closed'} end
 if tonumber(ARGV[1]) <= tonumber(head('epoch')) then return {'stale', head('epoch')} end
-redis.call('HSET', P .. 'head', 'epoch', ARGV[1], 'worker', ARGV[2], 'worker_state', 'loading', 'device', ARGV[3])
-event('placed', 'data', ARGV[3])
+local state = head('ever_ready') and 'rebuilding' or 'loading'
+redis.call('HSET', P .. 'head', 'epoch', ARGV[1], 'worker', ARGV[2], 'worker_state', state, 'device', ARGV[3],
+  'activity', stamp(now()))
+redis.call('HDEL', P .. 'head', 'running', 'stop', 'bell')
+event('placed', 'status', state, 'data', ARGV[3])
 return {'ok'}

@@ -1,6 +1,7 @@
 -- Shared by all scripts of the journal. KEYS[1] is the run's prefix "sig:{run_id}:".
 -- Keys: head (hash), e:<n> entry (hash), b:<n> body, r:<n> result, order (list: seq -> entry),
--- open (set of unfinished entries), idem (hash), lane:<name> (hash), lw:<name> (zset of waiting).
+-- open (set of unfinished entries), i:<key> idempotency key, lane:<name> (hash), lw:<name> (zset of waiting).
+-- What is at or below head.base is sealed in segments (storage) and gone from here: `order` begins after it.
 local P = KEYS[1]
 local RUN = string.sub(P, 6, -3)
 
@@ -15,6 +16,11 @@ local function head(field) return redis.call('HGET', P .. 'head', field) end
 
 local function entry(n, field) return redis.call('HGET', P .. 'e:' .. n, field) end
 
+-- What an owner has queued in all runs together: {operations, bytes}.
+local function load_key() return 'sig:load:' .. (head('owner') or '') end
+
+local function base() return tonumber(head('base') or '0') end
+
 local function event(kind, ...)
   redis.call('XADD', 'sig:commits', '*', 'type', kind, 'run', RUN, 'at', stamp(now()), ...)
 end
@@ -22,14 +28,24 @@ end
 -- Ends an entry: status, error, time; wakes who waits for it.
 local function finish(n, status, err, at)
   redis.call('HSET', P .. 'e:' .. n, 'status', status, 'fin', stamp(at), 'err', err)
-  redis.call('SREM', P .. 'open', n)
+  if redis.call('SREM', P .. 'open', n) == 1 then
+    local size = tonumber(entry(n, 'size') or '0')
+    redis.call('HINCRBY', P .. 'head', 'queued_bytes', -size)
+    redis.call('HINCRBY', load_key(), 'operations', -1)
+    redis.call('HINCRBY', load_key(), 'bytes', -size)
+  end
+  -- One that never got its place in the order is in no segment.
+  if not entry(n, 'seq') then
+    redis.call('EXPIRE', P .. 'e:' .. n, head('ttl') or '86400')
+    redis.call('EXPIRE', P .. 'b:' .. n, head('ttl') or '86400')
+  end
   redis.call('ZREM', 'sig:deadlines', RUN .. '|' .. n)
   redis.call('PUBLISH', 'sig:done', RUN .. ':' .. n)
 end
 
 -- Gives an entry its place in the order.
 local function admit(n)
-  local seq = redis.call('RPUSH', P .. 'order', n)
+  local seq = base() + redis.call('RPUSH', P .. 'order', n)
   redis.call('HSET', P .. 'e:' .. n, 'seq', seq)
   return seq
 end
@@ -43,12 +59,24 @@ local function doom(n, kind, status, seq)
   end
 end
 
+-- Ends every unfinished entry.
+local function end_open(status, err, at)
+  for _, n in ipairs(redis.call('SMEMBERS', P .. 'open')) do finish(n, status, err, at) end
+end
+
+-- The run stands still at this state until its owner has taken note; nothing waits behind it.
+local function roll_back(at_seq)
+  redis.call('HSET', P .. 'head', 'hold', 'rolled_back', 'hold_info',
+    string.format('{"at_seq":%d}', at_seq), 'rolled', '1')
+  redis.call('HDEL', P .. 'head', 'running', 'stop', 'bell', 'doom_upto', 'doom_seq')
+  event('rolled_back', 'data', string.format('{"at_seq":%d}', at_seq))
+end
+
 local function close(status, err, entry_status, entry_err)
   local at = now()
-  for _, n in ipairs(redis.call('SMEMBERS', P .. 'open')) do
-    finish(n, entry_status, entry_err, at)
-  end
-  redis.call('HSET', P .. 'head', 'closed', status, 'close_err', err, 'activity', stamp(at))
+  end_open(entry_status, entry_err, at)
+  redis.call('HSET', P .. 'head', 'closed', status, 'close_err', err, 'activity', stamp(at),
+    'hold', '', 'hold_info', '', 'move', '')
   redis.call('HDEL', P .. 'head', 'running', 'bell')
   redis.call('SREM', 'sig:runs', RUN)
   event('closed', 'status', status, 'data', err)

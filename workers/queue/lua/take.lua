@@ -1,19 +1,26 @@
 -- The next eligible entry, marked as running. ARGV: epoch, '1' when the worker goes on listening (the
 -- bell then stays taken, so that nobody sends a message). Entries that ended before their turn
 -- (cancelled, past their deadline) are passed over in order.
--- Answers {'entry', n, seq, kind, body_ref, body, sub, start, tokens, doom_seq}, {'empty'}, {'fenced'}, {'closed'}.
+-- Answers {'entry', n, seq, kind, body_ref, body, sub, start, tokens, doom_seq, tag, lane, cseq, digest},
+-- {'empty'}, {'held'}, {'fenced'}, {'closed'}, {'missing'}.
+if not head('epoch') then return {'missing'} end
 if head('epoch') ~= ARGV[1] then return {'fenced'} end
 if (head('closed') or '') ~= '' then return {'closed'} end
-local applied = tonumber(head('applied') or '0')
+if (head('hold') or '') ~= '' then
+  redis.call('HDEL', P .. 'head', 'bell')
+  return {'held'}
+end
+local applied, first = tonumber(head('applied') or '0'), base()
 local at = now()
 while true do
-  local n = redis.call('LINDEX', P .. 'order', applied)
+  local n = redis.call('LINDEX', P .. 'order', applied - first)
   if not n then
     if ARGV[2] ~= '1' then redis.call('HDEL', P .. 'head', 'bell') end
     return {'empty'}
   end
   local seq = applied + 1
-  local e = redis.call('HMGET', P .. 'e:' .. n, 'status', 'kind', 'dl', 'body', 'sub', 'start', 'tok', 'on_error')
+  local e = redis.call('HMGET', P .. 'e:' .. n, 'status', 'kind', 'dl', 'body', 'sub', 'start', 'tok', 'on_error',
+    'tag', 'lane', 'cseq', 'digest')
   local status, kind = e[1], e[2]
   if status == 'pending' and tonumber(e[3]) < at then
     finish(n, 'failed', '{"code":"deadline_exceeded","message":"The operation did not begin before its deadline.","retryable":false}', at)
@@ -29,7 +36,8 @@ while true do
     end
     local body = ''
     if e[4] == '' then body = redis.call('GET', P .. 'b:' .. n) or '' end
-    return {'entry', n, seq, kind, e[4], body, e[5], start, e[7], doomed}
+    return {'entry', n, seq, kind, e[4], body, e[5], start, e[7], doomed,
+      e[9], e[10], e[11], e[12]}
   end
   applied = seq
   redis.call('HSET', P .. 'head', 'applied', applied)

@@ -1,0 +1,155 @@
+"""Grants: the transaction that gives a free slot of a host to a run, under the run's next epoch.
+
+What fits best is decided by `gpu_pool.placement`; here the slots and the requests are read and locked.
+SQL only. All times are the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from gpu_pool.database import utc_now
+from gpu_pool.leases import MOVED, WINDOW, Lease
+from gpu_pool.placement import Device, FreeSlot, Request, Warmth, place, suits
+from gpu_pool.tables import LEASED, QUEUED, UP, Host, LeaseRequest, LeaseRow, SlotRow
+
+# How long a run is left to another host that has what it would rather have.
+PATIENCE = timedelta(seconds=10)
+# A host that was silent for so long is not waited for.
+_PRESENT = timedelta(seconds=15)
+
+
+@dataclass(frozen=True)
+class WarmWorker:
+    """What the agent knows of the worker on a slot, for the choice between free slots."""
+
+    warmth: Warmth
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A queued request; `patient` while it is left to a host that suits it better."""
+
+    row: LeaseRequest
+    request: Request
+    patient: bool
+
+
+def acquire(
+    session: Session,
+    host: str,
+    *,
+    among: Collection[str] | None = None,
+    warm: Mapping[str, WarmWorker] | None = None,
+) -> Lease | None:
+    """Grants a free slot of `host` to the oldest request that fits one; None when none does.
+
+    `among` limits the requests to these runs and `warm` describes the workers by slot name. Other
+    agents may grant at the same time: PostgreSQL skips the rows that they have locked, SQLite lets
+    one writer in.
+    """
+    slots = {row.name: row for row in _free_slots(session, host)}
+    free = [_as_free_slot(row, (warm or {}).get(name)) for name, row in slots.items()]
+    waiting = {it.row.run_id: it for it in _waiting(session, among)} if slots else {}
+    served = [it.request for it in waiting.values() if not _left_to_others(session, host, it, free)]
+    choice = place(served, free)
+    if choice is None:
+        return None
+    return _grant(session, waiting[choice[0].run_id].row, slots[choice[1].name])
+
+
+def wishes(session: Session, run_ids: Collection[str]) -> list[Request]:
+    """What these runs ask for, as far as they are queued; oldest first."""
+    return [waiting.request for waiting in _read(session, _queued(run_ids))]
+
+
+def _free_slots(session: Session, host: str) -> Sequence[SlotRow]:
+    free = _free().where(SlotRow.host == host).order_by(SlotRow.id)
+    return session.scalars(free.with_for_update(skip_locked=True)).all()
+
+
+def _free() -> Select[SlotRow]:
+    leased = select(LeaseRow.slot_id).where(LeaseRow.released_at.is_(None))
+    return select(SlotRow).where(SlotRow.present, SlotRow.id.not_in(leased))
+
+
+def _as_free_slot(row: SlotRow, worker: WarmWorker | None) -> FreeSlot:
+    worker = worker or WarmWorker(Warmth.COLD)
+    return FreeSlot(
+        row.name, row.kind, row.memory_bytes, worker.warmth, worker.model, row.device_name, row.host
+    )
+
+
+def _waiting(session: Session, among: Collection[str] | None) -> Iterator[_Waiting]:
+    # The last lease hangs on an outer join, whose rows PostgreSQL cannot lock.
+    locked = _queued(among).with_for_update(of=LeaseRequest, skip_locked=True)
+    return _read(session, locked)
+
+
+def _queued(among: Collection[str] | None) -> Select[LeaseRequest, LeaseRow, SlotRow]:
+    """Queued requests, oldest first, each with its last lease and that one's slot, if any."""
+    last = (LeaseRow.run_id == LeaseRequest.run_id) & (LeaseRow.epoch == LeaseRequest.epoch)
+    waiting = (
+        select(LeaseRequest, LeaseRow, SlotRow)
+        .outerjoin(LeaseRow, last)
+        .outerjoin(SlotRow, SlotRow.id == LeaseRow.slot_id)
+        .where(LeaseRequest.state == QUEUED)
+    )
+    if among is not None:
+        waiting = waiting.where(LeaseRequest.run_id.in_(among))
+    return waiting.order_by(LeaseRequest.id).limit(WINDOW)
+
+
+def _read(session: Session, query: Select[LeaseRequest, LeaseRow, SlotRow]) -> Iterator[_Waiting]:
+    for row, lease, slot, now in session.execute(query.add_columns(utc_now())):
+        released_at = lease.released_at if lease is not None else None
+        recent = released_at is not None and now - released_at < PATIENCE
+        yield _Waiting(row, _as_request(row, lease, slot), recent)
+
+
+def _as_request(row: LeaseRequest, lease: LeaseRow | None, slot: SlotRow | None) -> Request:
+    wants = row.requirements
+    moved = lease is not None and lease.reason == MOVED
+    return Request(
+        row.run_id,
+        wants.get("base_model", ""),
+        wants.get("kind"),
+        wants.get("memory_bytes", 0),
+        near=Device(slot.kind, slot.device_name) if slot is not None else None,
+        avoid=f"{slot.host}/{slot.name}" if slot is not None and moved else "",
+    )
+
+
+def _left_to_others(
+    session: Session, host: str, waiting: _Waiting, free: Sequence[FreeSlot]
+) -> bool:
+    """True while another host has a free slot that suits the run and this one has none."""
+    request = waiting.request
+    if not waiting.patient or any(suits(request, slot) for slot in free):
+        return False
+    return any(suits(request, slot) for slot in _free_elsewhere(session, host))
+
+
+def _free_elsewhere(session: Session, host: str) -> list[FreeSlot]:
+    rows = session.execute(
+        _free()
+        .join(Host, Host.name == SlotRow.host)
+        .where(Host.name != host, Host.state == UP)
+        .add_columns(Host.heartbeat_at, utc_now())
+    )
+    return [_as_free_slot(row, None) for row, beat, now in rows if now - beat < _PRESENT]
+
+
+def _grant(session: Session, wanted: LeaseRequest, slot: SlotRow) -> Lease:
+    wanted.epoch += 1
+    wanted.state = LEASED
+    row = LeaseRow(run_id=wanted.run_id, slot_id=slot.id, epoch=wanted.epoch)
+    session.add(row)
+    session.flush()
+    return Lease(row.id, row.run_id, row.epoch, slot.host, slot.name, wanted.requirements)
