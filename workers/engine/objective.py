@@ -128,7 +128,7 @@ class Objective:
             rows=torch.from_numpy(entries.rows).to(self.device),
             row_count=len(rows),
             arrays=arrays,
-            row_values=self._row_values(rows),
+            row_values=self._row_values(indices),
             constants=self.constants,
             entropy=entropy,
         )
@@ -201,9 +201,12 @@ class Objective:
     def _is_pair(self, unit: Sequence[int]) -> bool:
         return [self.rows[index].values.get("chosen") for index in unit] == [1.0, 0.0]
 
-    def _row_values(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def _row_values(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        rows = [self.rows[index] for index in indices]
         names = [name for name in rows[0].values if all(name in row.values for row in rows)]
-        return {name: self._tensor(np.array([row.values[name] for row in rows])) for name in names}
+        numbers = {name: [row.values[name] for row in rows] for name in names}
+        numbers["example"] = [float(self.example(index)) for index in indices]
+        return {name: self._tensor(np.array(found)) for name, found in numbers.items()}
 
     def _tensor(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self.device, self.dtype)

@@ -24,7 +24,7 @@ from workers.engine.export import export_adapter
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.losses import DIVISORS, resolve_loss
 from workers.engine.objective import Objective
-from workers.engine.passes import gradient_of, logprobs_of, top_logprobs_of
+from workers.engine.padded import gradient_of, logprobs_of, top_logprobs_of
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
 from workers.engine.scoring import wire_rows
 from workers.engine.state import (

@@ -87,6 +87,7 @@ def test_units_may_come_in_any_order() -> None:
     part = found.part([2, 3, 0, 1], torch.zeros(8))
     assert part.arrays["ref_logprobs"].tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     assert part.row_values["margin"].tolist() == [2, 2, 1, 1]
+    assert part.row_values["example"].tolist() == [1, 1, 0, 0]
     assert part.rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 

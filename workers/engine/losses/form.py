@@ -33,9 +33,10 @@ class LossInput:
 
     `logprobs` [N] in nats, differentiable; `weights` [N]; `rows` [N], int64, the row of each entry, 0 to
     `row_count` - 1, ascending. `arrays` [N] are what the rows gave (`logprobs` of the sampler,
-    `ref_logprobs`, `advantages`, …), `row_values` [R] (`chosen`, `label`, `reward`, …). `constants` hold for
-    the whole call: `weight`, `tokens`, `rows`, `pairs`, `calls`, and the loss's own statistics.
-    `entropy` [N] in nats, differentiable, where the loss asks for it.
+    `ref_logprobs`, `advantages`, …); so are `row_values` [R] (`chosen`, `label`, `reward`, …), and `example`,
+    which the rows of one pair or group have in common. `constants` hold for the whole call: `weight`,
+    `tokens`, `rows`, `pairs`, `calls`, and the loss's own statistics. `entropy` [N] in nats, differentiable,
+    where the loss asks for it.
     """
 
     logprobs: Tensor
