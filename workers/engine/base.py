@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,16 @@ from torch import Tensor
 from schemas.errors import SignalError
 from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
-from workers.engine.lora import Adapter, Slot
+from workers.engine.linear import Slot
+from workers.engine.lora import Adapter
+from workers.engine.memory import Budget
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass
@@ -34,6 +41,12 @@ class Base:
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: tuple[int, ...]
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Micro-batches begin by an estimate of what a token takes."""
+        per_token = {which: self.decoder.activation_bytes(which) for which in (False, True)}
+        self.budget = Budget(self.device, per_token)
 
     @property
     def dtype_name(self) -> str:
@@ -58,7 +71,7 @@ class Base:
         try:
             yield
         finally:
-            self.slot.pairs = None
+            self.slot.terms = self.slot.dropout = None
 
 
 def load_base(

@@ -17,9 +17,11 @@ from torch.nn import functional
 
 from schemas.errors import SignalError
 from workers.engine import kernels
-from workers.engine.block import PROJECTIONS, Block, KeyValues, Place, final_norm
-from workers.engine.decoder import Head
-from workers.engine.lora import LoraLinear, Slot
+from workers.engine.attention import choose_kernel, known_kernel
+from workers.engine.block import PROJECTIONS, Block, KeyValues, Packing, Place, final_norm
+from workers.engine.decoder import Head, Pass, positions
+from workers.engine.linear import LoraLinear, Slot
+from workers.engine.memory import layer_bytes
 from workers.engine.rope import Rope, head_dim, supports_rope
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -107,12 +109,10 @@ class _Weights:
         return embedding
 
     def linear(self, name: str) -> LoraLinear:
-        layer = LoraLinear(
-            self.take(f"{name}.weight"),
-            self.left.pop(f"{name}.bias", None),
-            self.slot,
-            len(self.layers),
-        )
+        return self.wrapped(name, self.take(f"{name}.weight"), self.left.pop(f"{name}.bias", None))
+
+    def wrapped(self, name: str, weight: Tensor, bias: Tensor | None = None) -> LoraLinear:
+        layer = LoraLinear(weight, bias, self.slot, len(self.layers))
         self.layers[name] = layer
         return layer
 
@@ -155,7 +155,8 @@ class Llama:
             for number in range(config["num_hidden_layers"])
         ]
         self.gain, self.eps = weights.take("model.norm.weight"), weights.eps
-        self.head = Head(weights.take_head(self.embedding, bool(config.get("tie_word_embeddings"))))
+        output = weights.take_head(self.embedding, bool(config.get("tie_word_embeddings")))
+        self.head = Head(output, layer=weights.wrapped("lm_head", output))
         if weights.left:
             unknown = ", ".join(weights.left)
             raise SignalError(
@@ -166,13 +167,31 @@ class Llama:
         numbers = sum(2 * block.kv_heads * block.head_size for block in self.blocks)
         self.cache_bytes_per_token = numbers * self.embedding.element_size()
 
-    def hidden(self, tokens: Tensor, *, checkpoint: bool = False) -> Tensor:
+    @property
+    def kernel(self) -> str:
+        """See Decoder.kernel."""
+        return choose_kernel(self.embedding.device, self.embedding.dtype)
+
+    def activation_bytes(self, checkpoint: bool) -> float:
+        """See Decoder.activation_bytes."""
+        itemsize, hidden = self.embedding.element_size(), self.embedding.shape[1]
+        inner = self.blocks[0].linears[4].out_features
+        wide = self.blocks[0].heads * self.blocks[0].head_size
+        layer = layer_bytes(hidden, inner, wide, itemsize)
+        return (
+            len(self.blocks) * hidden * itemsize + layer if checkpoint else len(self.blocks) * layer
+        )
+
+    def hidden(self, tokens: Tensor, how: Pass | None = None) -> Tensor:
         """See Decoder.hidden."""
-        rows, columns = tokens.shape
-        place = Place(rows, columns, *self.rope.first(columns), causal=columns > 1)
+        how = how or Pass.of(tokens)
+        device, dtype = self.embedding.device, self.embedding.dtype
+        kernel = how.kernel if known_kernel(how.kernel, device, dtype) else self.kernel
+        tables = self.rope.at(positions(how.lengths, device).unsqueeze(0), max(how.lengths))
+        packing = Packing(how.lengths, *tables, kernel, how.dropout)
         x = functional.embedding(tokens.reshape(-1), self.embedding)
         for block in self.blocks:
-            x = block(x, place, checkpoint=checkpoint)
+            x = block(x, packing, checkpoint=how.checkpoint)
         return final_norm(x, self.gain, self.eps)
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Tensor, LlamaCache]:

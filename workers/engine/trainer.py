@@ -19,11 +19,13 @@ from schemas.errors import SignalError
 from workers.engine.accumulation import Accumulation
 from workers.engine.adamw import AdamW, AdamWSettings
 from workers.engine.base import Base
-from workers.engine.batch import Batch, make_batch
+from workers.engine.batch import Batch, check_rows
 from workers.engine.export import export_adapter
-from workers.engine.logprob import token_logprobs
+from workers.engine.logprob import TokenStats
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.losses import Loss, resolve_loss
+from workers.engine.passes import Evaluate, Passes, Sums
+from workers.engine.plan import Plan
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
 from workers.engine.state import (
     GRADIENT,
@@ -77,67 +79,49 @@ class Trainer:
         loss_fn: str,
         loss_kwargs: Mapping[str, Any],
         accumulate: bool = True,
+        *,
+        plan: Any = None,
+        seq: int = 0,
     ) -> dict[str, Any]:
         """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
 
         The result: loss (nats; the weighted mean for a mean loss, the sum divided by num_tokens
         for a sum), loss_sum, num_tokens (positions of a weight other than 0), grad_norm (L2, as it would be
-        applied alone), metrics, step. Raises SignalError unknown_loss, unknown_option, mixed_reductions,
-        no_target_tokens, token_out_of_range, sequence_too_long, non_finite.
+        applied alone), metrics, step, and the `plan` by which it was computed (JSON). `plan` computes by an
+        earlier one, bit for bit as it was; `seq` keys the dropout. Raises SignalError unknown_loss,
+        unknown_option, mixed_reductions, no_target_tokens, token_out_of_range, sequence_too_long,
+        non_finite (with the example's name), out_of_memory.
         """
         loss = resolve_loss(loss_fn, loss_kwargs)
         earlier = self._accumulation if accumulate else None
         if earlier is not None and earlier.reduction != loss.reduction:
             raise SignalError("mixed_reductions", param="loss_fn")
         base = self.base
-        batch = make_batch(
-            rows,
-            vocab_size=base.vocab_size,
-            context_length=base.context_length,
-            device=base.device,
-            dtype=self.adapter.master.dtype,
-        )
-        if loss.reduction == "mean" and batch.total_weight <= 0:
+        totals = check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        if loss.reduction == "mean" and totals.weight <= 0:
             raise SignalError(
                 "validation_error",
                 f"{loss.name} is a mean: its weights must have a sum above 0.",
                 param="batch_data",
             )
-        loss_sum, gradient, norm = self._gradient(batch, loss)
-        new = Accumulation(gradient, batch.total_weight, loss.reduction, 1)
+        passes = Passes(
+            base, self.adapter, rows, checkpoint=self.gradient_checkpointing, stream=seq
+        )
+        chosen = passes.plan() if plan is None else Plan.from_json(plan, len(rows))
+        sums = _finite_sums(passes, chosen, _evaluator(loss))
+        new = Accumulation(sums.gradient, totals.weight, loss.reduction, 1)
+        divisor = totals.weight if loss.reduction == "mean" else totals.num_tokens
         result = {
-            "loss": loss_sum
-            / (batch.total_weight if loss.reduction == "mean" else batch.num_tokens),
-            "loss_sum": loss_sum,
-            "num_tokens": batch.num_tokens,
-            "grad_norm": norm / new.divisor,
+            "loss": sums.loss / divisor,
+            "loss_sum": sums.loss,
+            "num_tokens": totals.num_tokens,
+            "grad_norm": sums.norm / new.divisor,
             "metrics": {},
             "step": self.step,
+            "plan": sums.plan.to_json(),
         }
         self._accumulation = new if earlier is None else earlier.joined(new)
         return result
-
-    def _gradient(self, batch: Batch, loss: Loss) -> tuple[float, Tensor, float]:
-        with self.base.activated(self.adapter):
-            hidden = self.base.decoder.hidden(batch.tokens, checkpoint=self.gradient_checkpointing)
-            chosen = (
-                hidden if batch.num_tokens == len(hidden) else hidden.index_select(0, batch.index)
-            )
-            logprobs = token_logprobs(chosen, batch.targets, self.base.decoder.head)
-            loss_sum = loss.function(logprobs, batch.weights)
-            parts = torch.autograd.grad(
-                loss_sum, self.adapter.leaves, allow_unused=True, materialize_grads=True
-            )
-        gradient = torch.cat([part.reshape(-1) for part in parts]).to(self.adapter.master.dtype)
-        norm = torch.linalg.vector_norm(gradient)
-        # One transfer: on a GPU each .item() waits for all that is queued.
-        value, length = torch.stack((loss_sum.detach().to(norm.dtype), norm)).tolist()
-        if not (math.isfinite(value) and math.isfinite(length)):
-            raise SignalError(
-                "non_finite",
-                f"The loss ({value:g}) or its gradient is not finite; nothing was changed.",
-            )
-        return value, gradient, length
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
         """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.
@@ -235,3 +219,24 @@ class Trainer:
         self.adapter.load(Part({WEIGHTS: weights}, self.adapter.layout))
         self.optimizer.reset()
         self._accumulation = None
+
+
+def _evaluator(loss: Loss) -> Evaluate:
+    def evaluate(batch: Batch, stats: TokenStats) -> Tensor:
+        return loss.function(stats.logprobs, batch.weights)
+
+    return evaluate
+
+
+def _finite_sums(passes: Passes, plan: Plan, evaluate: Evaluate) -> Sums:
+    """The operation's sums. Raises SignalError non_finite that names the example."""
+    sums = passes.gradient(plan, evaluate)
+    if math.isfinite(sums.loss) and math.isfinite(sums.norm):
+        return sums
+    row = passes.culprit(sums.plan, evaluate)
+    which = "of the batch" if row is None else f"of example {row}"
+    raise SignalError(
+        "non_finite",
+        f"The loss {which} or its gradient is not finite; nothing was changed.",
+        param=None if row is None else f"batch_data.{row}",
+    )

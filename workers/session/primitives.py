@@ -58,6 +58,8 @@ class Primitives:
         self.state_seq = 0
         # Spent on operations that a rebuild would execute again.
         self.executed_s = 0.0
+        # Of the operation that is executed again, if it is one.
+        self._plan: Any = None
         self.extra_state: Callable[[], dict[str, Any]] = dict
         self._kinds: dict[str, Callable[[Taken, dict[str, Any]], Outcome]] = {
             "forward_backward": self._forward_backward,
@@ -68,13 +70,17 @@ class Primitives:
             "complete": self._complete,
         }
 
-    def execute(self, taken: Taken, must_stop: Callable[[], bool]) -> Outcome:
-        """The outcome of an operation, failed ones included. Raises Abandoned."""
+    def execute(self, taken: Taken, must_stop: Callable[[], bool], plan: Any = None) -> Outcome:
+        """The outcome of an operation, failed ones included. Raises Abandoned.
+
+        `plan` is what the record of an earlier execution says of how it was computed.
+        """
         accumulated, begun = self.trainer.accumulated, time.monotonic()
         try:
             body = msgpack.unpackb(taken.body)
             if taken.kind == "sample":
                 return self._sample(taken, body, must_stop)
+            self._plan = plan
             outcome = self._kinds[taken.kind](taken, body)
         except Abandoned:
             raise
@@ -102,11 +108,17 @@ class Primitives:
 
     def _forward_backward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         result = self.trainer.forward_backward(
-            unpack_rows(body["rows"]), body["loss_fn"], body["loss_kwargs"], body["accumulate"]
+            unpack_rows(body["rows"]),
+            body["loss_fn"],
+            body["loss_kwargs"],
+            body["accumulate"],
+            plan=self._plan,
+            seq=taken.seq,
         )
+        plan = result.pop("plan")
         result["metrics"]["input_tokens"] = float(taken.tokens)
         numbers = {name: result[name] for name in ("loss", "loss_sum", "num_tokens", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
+        return self._completed(taken, result, {**numbers, **result["metrics"]}, plan=plan)
 
     def _optim_step(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         if taken.doomed_by is not None:
@@ -185,6 +197,7 @@ class Primitives:
         artifact: dict[str, Any] | None = None,
         close_status: str = "",
         certificate: dict[str, Any] | None = None,
+        plan: dict[str, Any] | None = None,
     ) -> Outcome:
         now = time.time()
         result["seq"] = taken.seq
@@ -198,7 +211,9 @@ class Primitives:
         if certificate is not None:
             data["certificate"] = certificate
         body = json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
-        record = {"numbers": metrics, "fingerprint": self._fingerprint_id}
+        record: dict[str, Any] = {"numbers": metrics, "fingerprint": self._fingerprint_id}
+        if plan is not None:
+            record["plan"] = plan
         hit("computed", taken.kind)
         return Outcome(
             "completed",

@@ -132,7 +132,8 @@ class Session:
         """Execute an operation of the past again, without committing it."""
         self.worker.beat()
         body = self.journal.body(past.body_ref, past.body)
-        return self.primitives.execute(_as_taken(self.run_id, past, body), lambda: False)
+        taken = _as_taken(self.run_id, past, body)
+        return self.primitives.execute(taken, lambda: False, past.record.get("plan"))
 
     def clear(self) -> None:
         """Discard the accumulated gradients."""

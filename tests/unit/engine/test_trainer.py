@@ -126,7 +126,8 @@ def test_an_operation_that_is_not_finite_leaves_no_trace(trainer: Make) -> None:
     run.forward_backward(ROWS, "cross_entropy", {}, True)
     before = state(run)
     huge = make_row(3, 1, [3e38] * 3)
-    assert _code(lambda: run.forward_backward([huge], "cross_entropy", {}, True))[0] == "non_finite"
+    call = partial(run.forward_backward, [ROWS[0], huge, huge], "cross_entropy", {}, True)
+    assert _code(call) == ("non_finite", "batch_data.1")
     assert same(before, state(run))
     run.optim_step()
     assert run.step == 1
@@ -144,9 +145,9 @@ def test_an_interrupted_operation_leaves_no_trace(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd, "grad", out_of_memory)
-        with pytest.raises(MemoryError):
-            run.forward_backward(ROWS, "causal_lm", {}, False)
-    assert same(before, state(run)) and run.base.slot.pairs is None
+        call = partial(run.forward_backward, ROWS, "causal_lm", {}, False)
+        assert _code(call) == ("out_of_memory", "batch_data.1")
+    assert same(before, state(run)) and run.base.slot.terms is None
     run.forward_backward(ROWS, "causal_lm", {}, True)
     assert run.accumulated == 2
 
