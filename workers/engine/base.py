@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine import determinism, llama
@@ -22,6 +20,8 @@ from workers.engine.decoder import Decoder
 from workers.engine.linear import Slot
 from workers.engine.lora import Adapter
 from workers.engine.memory import Budget
+from workers.engine.quantized import check_quantization, linear_class
+from workers.engine.weights import FolderTensors
 
 DTYPES = {
     "float64": torch.float64,
@@ -41,6 +41,7 @@ class Base:
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: tuple[int, ...]
+    quantization: str | None = None
     budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,12 +82,14 @@ def load_base(
     device: str = "cpu",
     threads: int | None = None,
     own: bool = True,
+    quantization: str | None = None,
 ) -> Base:
     """Load the model in folder `path` from safetensors, without network and without code of its own.
 
     `dtype` is a name of DTYPES or "auto": bfloat16 on a GPU, float32 on a CPU. `threads` sets torch's
     CPU threads for the process; a GPU sets the process to deterministic kernels (`determinism`).
-    `own=False` uses transformers even where we have a forward pass.
+    `own=False` uses transformers even where we have a forward pass. `quantization` keeps the linear layers in
+    "nf4" or "int8". Raises SignalError not_supported with the setting's name, model_load_failed.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -95,38 +98,21 @@ def load_base(
         determinism.settle_cuda()
     kind = DTYPES[{"cuda": "bfloat16"}.get(where.type, "float32") if dtype == "auto" else dtype]
     config = _read_json(folder / "config.json")
-    slot = Slot()
-    decoder = _load(folder, config, kind, where, slot, own)
+    if quantization is not None:
+        check_quantization(quantization, where, kind)
+    slot, layer = Slot(), linear_class(quantization)
+    decoder: Decoder
+    if own and llama.supports(config):
+        decoder = llama.Llama(config, FolderTensors(folder, kind, where), slot, layer)
+    else:
+        from workers.engine.pretrained import load_pretrained
+
+        decoder = load_pretrained(folder, kind, where, slot, layer)
     if not decoder.layers:
         raise SignalError(
             "model_load_failed", "The model has no linear layer that could take an adapter."
         )
-    return Base(decoder, slot, config, kind, where, _eos(folder, config))
-
-
-def _load(
-    folder: Path,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    device: torch.device,
-    slot: Slot,
-    own: bool,
-) -> Decoder:
-    if own and llama.supports(config):
-        return llama.Llama(config, _read_tensors(folder, dtype, device), slot)
-    from workers.engine.pretrained import load_pretrained
-
-    return load_pretrained(folder, dtype, device, slot)
-
-
-def _read_tensors(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    return {
-        name: tensor.to(device=device, dtype=dtype)
-        for shard in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(shard).items()
-        # A buffer that old checkpoints carry and every model derives from its config.
-        if not name.endswith("rotary_emb.inv_freq")
-    }
+    return Base(decoder, slot, config, kind, where, _eos(folder, config), quantization)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -71,7 +71,7 @@ def import_adapter(
 
 
 def _config(adapter: Adapter, base_model_name: str) -> dict[str, Any]:
-    alpha = adapter.spec.alpha
+    spec = adapter.spec
     return {
         "auto_mapping": None,
         "base_model_name_or_path": base_model_name,
@@ -83,17 +83,22 @@ def _config(adapter: Adapter, base_model_name: str) -> dict[str, Any]:
         "layer_replication": None,
         "layers_pattern": None,
         "layers_to_transform": None,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_alpha": _number(spec.alpha),
         "lora_bias": False,
-        "lora_dropout": 0.0,
+        "lora_dropout": spec.dropout,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "r": adapter.spec.r,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "r": spec.r,
+        "rank_pattern": dict(spec.rank_pattern),
+        "alpha_pattern": {key: _number(alpha) for key, alpha in spec.alpha_pattern.items()},
         "revision": None,
         "target_modules": list(adapter.targets),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
+        "use_dora": spec.dora,
+        "use_rslora": spec.rslora,
     }
+
+
+def _number(alpha: float) -> float:
+    """Whole numbers as such, as peft writes them."""
+    return int(alpha) if float(alpha).is_integer() else alpha

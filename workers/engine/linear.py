@@ -108,7 +108,9 @@ class LoraLinear(nn.Module):
         return dropout.apply(flat, dropout.keep(self.index, self.in_features)).view(x.shape)
 
 
-def wrap_linears(root: nn.Module, skip: Sequence[nn.Module], slot: Slot) -> dict[str, LoraLinear]:
+def wrap_linears(
+    root: nn.Module, skip: Sequence[nn.Module], slot: Slot, kind: type[LoraLinear] = LoraLinear
+) -> dict[str, LoraLinear]:
     """Replace every nn.Linear under `root` (but those in `skip`) in place; by module path, in order."""
     found = [
         (name, module) for name, module in root.named_modules() if isinstance(module, nn.Linear)
@@ -118,7 +120,7 @@ def wrap_linears(root: nn.Module, skip: Sequence[nn.Module], slot: Slot) -> dict
         if any(module is other for other in skip):
             continue
         bias = None if module.bias is None else module.bias.data
-        layer = LoraLinear(module.weight.data, bias, slot, len(wrapped))
+        layer = kind(module.weight.data, bias, slot, len(wrapped))
         parent, _, leaf = name.rpartition(".")
         setattr(root.get_submodule(parent), leaf, layer)
         wrapped[name] = layer

@@ -76,11 +76,17 @@ class _Weights:
     """The state dict while a model is built from it: each tensor is taken once, by its name."""
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], slot: Slot
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        slot: Slot,
+        kind: type[LoraLinear],
     ) -> None:
-        self.left, self.slot = dict(tensors), slot
-        self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
-        any_weight = next(iter(tensors.values()))
+        self._tensors, self.slot, self.kind = tensors, slot, kind
+        # Names alone: a tensor is read when it is taken, so that a layer which keeps fewer bits of it
+        # leaves no room to be held for the whole.
+        self.left, self.num_parameters = dict.fromkeys(tensors), 0
+        any_weight = tensors[next(iter(tensors))]
         wide = torch.float64 if any_weight.dtype == torch.float64 else torch.float32
         self.eps = torch.tensor(
             float(config.get("rms_norm_eps", 1e-6)), dtype=wide, device=any_weight.device
@@ -91,7 +97,7 @@ class _Weights:
     def take(self, name: str) -> Tensor:
         if name not in self.left:
             raise SignalError("model_load_failed", f"The model's safetensors hold no {name}.")
-        tensor, expected = self.left.pop(name), self._shapes.get(".".join(name.split(".")[-2:]))
+        tensor, expected = self._read(name), self._shapes.get(".".join(name.split(".")[-2:]))
         if expected is not None and tuple(tensor.shape) != expected:
             raise SignalError(
                 "model_load_failed",
@@ -104,15 +110,21 @@ class _Weights:
         if not tied:
             return self.take("lm_head.weight")
         # Some checkpoints hold the shared matrix twice.
-        copy = self.left.pop("lm_head.weight", None)
-        self.num_parameters -= 0 if copy is None else copy.numel()
+        self.left.pop("lm_head.weight", None)
         return embedding
 
-    def linear(self, name: str) -> LoraLinear:
-        return self.wrapped(name, self.take(f"{name}.weight"), self.left.pop(f"{name}.bias", None))
+    def _read(self, name: str) -> Tensor:
+        self.left.pop(name)
+        tensor = self._tensors[name]
+        self.num_parameters += tensor.numel()
+        return tensor
 
-    def wrapped(self, name: str, weight: Tensor, bias: Tensor | None = None) -> LoraLinear:
-        layer = LoraLinear(weight, bias, self.slot, len(self.layers))
+    def linear(self, name: str) -> LoraLinear:
+        weight = self.take(f"{name}.weight")
+        bias = self._read(f"{name}.bias") if f"{name}.bias" in self.left else None
+        return self.wrapped(name, self.kind(weight, bias, self.slot, len(self.layers)))
+
+    def wrapped(self, name: str, layer: LoraLinear) -> LoraLinear:
         self.layers[name] = layer
         return layer
 
@@ -145,10 +157,15 @@ class Llama:
     """The causal language model: a `Decoder`."""
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], slot: Slot
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        slot: Slot,
+        kind: type[LoraLinear] = LoraLinear,
     ) -> None:
-        """`tensors`: the state dict in transformers' names; SignalError for a missing or unknown one."""
-        weights = _Weights(config, tensors, slot)
+        """`kind` is the class of the linear layers but the head. `tensors`: the state dict in
+        transformers' names; SignalError for a missing or unknown one."""
+        weights = _Weights(config, tensors, slot, kind)
         self.embedding = weights.take("model.embed_tokens.weight")
         self.blocks = [
             _block(config, weights, f"model.layers.{number}")
@@ -156,7 +173,8 @@ class Llama:
         ]
         self.gain, self.eps = weights.take("model.norm.weight"), weights.eps
         output = weights.take_head(self.embedding, bool(config.get("tie_word_embeddings")))
-        self.head = Head(output, layer=weights.wrapped("lm_head", output))
+        head = LoraLinear(output, None, slot, len(weights.layers))
+        self.head = Head(output, layer=weights.wrapped("lm_head", head))
         if weights.left:
             unknown = ", ".join(weights.left)
             raise SignalError(

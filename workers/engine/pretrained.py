@@ -24,15 +24,28 @@ from workers.engine.memory import layer_bytes
 _KERNELS = ("mask", "padded")
 
 
-def load_pretrained(path: Path, dtype: torch.dtype, device: torch.device, slot: Slot) -> Pretrained:
-    """Load the model in `path`. Raises SignalError model_load_failed when its head is not one we know."""
+def load_pretrained(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    slot: Slot,
+    kind: type[LoraLinear] = LoraLinear,
+) -> Pretrained:
+    """Load the model in `path`, its linear layers as `kind`. It is built without memory and filled from
+    memory-mapped files, on a GPU directly there, so that the host never holds it twice. Raises
+    SignalError model_load_failed when its head is not one we know."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        path,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        **({} if device.type == "cpu" else {"device_map": {"": device}}),
     )
     model.requires_grad_(False)
-    decoder = Pretrained(model.to(device).eval(), slot)
+    decoder = Pretrained(model.eval(), slot, kind)
     decoder.verify_head()
     decoder.find_kernel()
     return decoder
@@ -62,13 +75,13 @@ class PretrainedCache:
 class Pretrained:
     """A `Decoder` around `model`, a transformers causal language model in eval mode."""
 
-    def __init__(self, model: Any, slot: Slot) -> None:
+    def __init__(self, model: Any, slot: Slot, kind: type[LoraLinear] = LoraLinear) -> None:
         """Wraps the model's linear layers in place and reads the head and the sizes off it."""
         self.causal = model
         # Before wrapping, which makes new Parameters of the same tensors.
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         output = model.get_output_embeddings()
-        self.layers = wrap_linears(model, [output], slot)
+        self.layers = wrap_linears(model, [output], slot, kind)
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.slot, self.kernel = slot, "padded"

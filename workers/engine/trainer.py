@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.accumulation import Accumulation
-from workers.engine.adamw import AdamW, AdamWSettings
+from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base
 from workers.engine.batch import Batch, check_rows
 from workers.engine.export import export_adapter
 from workers.engine.logprob import TokenStats
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.losses import Loss, resolve_loss
+from workers.engine.optimizer import make_optimizer
 from workers.engine.passes import Evaluate, Passes, Sums
 from workers.engine.plan import Plan
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
+from workers.engine.schedule import Schedule
 from workers.engine.state import (
     GRADIENT,
     WEIGHTS,
@@ -51,11 +54,14 @@ class Trainer:
         adamw: AdamWSettings,
         *,
         gradient_checkpointing: bool = False,
+        optimizer: str = "adamw",
+        schedule: Schedule | None = None,
     ) -> None:
-        """Raises SignalError when `lora` names a layer that the base does not have."""
+        """Raises SignalError, with the setting's name, for what the base or its device cannot do."""
+        self.schedule = schedule or Schedule()
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
         self.adapter = Adapter(lora, base.decoder.layers)
-        self.optimizer = AdamW(self.adapter.master)
+        self.optimizer = make_optimizer(optimizer, self.adapter.master)
         self._accumulation: Accumulation | None = None
 
     @property
@@ -124,24 +130,20 @@ class Trainer:
         return result
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
-        """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.
+        """Apply the accumulated gradient; `overrides` of the optimizer's settings hold for this step alone.
 
-        The result: step, learning_rate, grad_norm (before clipping), metrics. Raises SignalError
-        no_gradients, unknown_option, non_finite (a gradient: the accumulation is discarded).
+        The learning rate is the schedule's unless it is overridden. The result: step, learning_rate,
+        grad_norm (before clipping), metrics. Raises SignalError no_gradients; and, with the accumulation
+        discarded and no step taken, unknown_option, validation_error or non_finite.
         """
-        settings = self.settings.overridden(overrides)
         accumulation = self._accumulation
         if accumulation is None:
             raise SignalError("no_gradients")
-        gradient = accumulation.gradient / accumulation.divisor
-        norm = float(torch.linalg.vector_norm(gradient))
-        if not math.isfinite(norm):
+        try:
+            norm, settings = self._step(accumulation, overrides)
+        except SignalError as error:
             self.clear_accumulation()
-            raise SignalError(
-                "non_finite",
-                "The accumulated gradient is not finite; it was discarded, no step was taken.",
-            )
-        self.optimizer.step(gradient, norm, settings)
+            raise _and_cleared(error) from error
         self.adapter.renew()
         self._accumulation = None
         return {
@@ -150,6 +152,19 @@ class Trainer:
             "grad_norm": norm,
             "metrics": {},
         }
+
+    def _step(
+        self, accumulation: Accumulation, overrides: Mapping[str, float | None]
+    ) -> tuple[float, AdamWSettings]:
+        """Take the step, or raise SignalError with weights and moments as they were."""
+        rate = self.settings.learning_rate * self.schedule.factor(self.step)
+        settings = replace(self.settings, learning_rate=rate).overridden(overrides)
+        gradient = accumulation.gradient / accumulation.divisor
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(norm):
+            raise SignalError("non_finite", "The accumulated gradient is not finite.")
+        self.optimizer.step(gradient, norm, settings)
+        return norm, settings
 
     def clear_accumulation(self) -> None:
         """Discard the gradients since the last optimizer step."""
@@ -226,6 +241,11 @@ def _evaluator(loss: Loss) -> Evaluate:
         return loss.function(stats.logprobs, batch.weights)
 
     return evaluate
+
+
+def _and_cleared(error: SignalError) -> SignalError:
+    message = f"{error.message} No step was taken; the accumulated gradients were discarded."
+    return SignalError(error.code, message, param=error.param)
 
 
 def _finite_sums(passes: Passes, plan: Plan, evaluate: Evaluate) -> Sums:

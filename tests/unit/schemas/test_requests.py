@@ -130,10 +130,14 @@ def test_sampling_parameters_are_bounded(fields: dict[str, Any], name: str) -> N
 @pytest.mark.parametrize(
     "fields",
     [
-        {"lora_dropout": 0.1},
-        {"optimizer": "adamw_8bit"},
-        {"lr_scheduler": "cosine"},
+        {"lora_dropout": 0.6},
+        {"optimizer": "adam"},
         {"warmup_steps": 5},
+        {"total_steps": 5},
+        {"lora_rank_pattern": {"q_.*": 4}},
+        {"lora_alpha_pattern": {"q_proj": 0}},
+        {"quantization": "fp4"},
+        {"train_attn": 1},
         {"gpu_config": "H100:1"},
         {"lora_r": 0},
         {"lora_r": 513},

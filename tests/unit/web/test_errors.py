@@ -159,9 +159,10 @@ def test_a_model_is_a_name(client: FlaskClient, name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("optimizer", "adamw_8bit"),
-        ("lora_dropout", 0.1),
-        ("lr_scheduler", "cosine"),
+        ("optimizer", "adam"),
+        ("lora_dropout", 0.6),
+        ("lora_rank_pattern", {"up": 4}),
+        ("total_steps", 5),
         ("warmup_steps", 5),
         ("gpu_config", "H100:1"),
         ("max_seq_length", 257),
