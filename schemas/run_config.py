@@ -19,6 +19,18 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 UNEMBEDDING = "lm_head"
 TARGETS = ATTENTION + MLP
 QUANTIZATIONS = ("nf4", "int8")
+_ADAPTER_ALONE: Mapping[str, Any] = {
+    "lora_dropout": 0.0,
+    "lora_target_modules": None,
+    "lora_rank_pattern": {},
+    "lora_alpha_pattern": {},
+    "use_rslora": False,
+    "use_dora": False,
+    "train_attn": True,
+    "train_mlp": True,
+    "train_unembed": False,
+    "quantization": None,
+}
 _PARTS = ("train_attn", "train_mlp", "train_unembed")
 # The end of a module's path, as peft's patterns are mostly written; never a regular expression.
 _KEY = validate.And(validate.Length(1, 200), validate.Regexp(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*\Z"))
@@ -28,7 +40,14 @@ class AdapterConfig(Input):
     """What of the model an adapter changes, and how."""
 
     lora_r = StrictInteger(
-        load_default=32, validate=validate.Range(1, 512), metadata={"description": "LoRA rank."}
+        load_default=32,
+        validate=validate.Range(0, 512),
+        metadata={
+            "description": (
+                "LoRA rank; 0 trains all parameters of the model instead of an adapter, and takes no other "
+                "setting of one."
+            )
+        },
     )
     lora_alpha = FiniteFloat(
         load_default=32.0,
@@ -96,6 +115,14 @@ class AdapterConfig(Input):
         for part, default in zip(_PARTS, (True, True, False), strict=True):
             if data[part] is not default:
                 raise ValidationError("Name the layers or the parts, not both.", part)
+
+    @validates_schema
+    def _nothing_of_an_adapter(self, data: dict[str, Any], **_: Any) -> None:
+        if data["lora_r"]:
+            return
+        for name, default in _ADAPTER_ALONE.items():
+            if data.get(name, default) != default:
+                raise ValidationError("lora_r 0 trains all parameters: leave this out.", name)
 
     @validates_schema
     def _supported_together(self, data: dict[str, Any], **_: Any) -> None:

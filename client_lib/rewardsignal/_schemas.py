@@ -735,7 +735,8 @@ class RunOptions(TypedDict, total=False):
     """Options of RunCreate; None leaves one out, and the server decides."""
 
     lora_r: int | None
-    """LoRA rank."""
+    """LoRA rank; 0 trains all parameters of the model instead of an adapter, and takes no other
+    setting of one."""
     lora_alpha: float | None
     """LoRA scale: the adapter's output is multiplied by alpha / rank."""
     lora_dropout: float | None

@@ -131,7 +131,9 @@ def model_info(target: Target) -> dict[str, Any]:
     """The wire form."""
     model, config = target.model, target.facts.config
     trainable = model.adapter_parameters(config["lora_r"], chosen_targets(config))
-    if UNEMBEDDING in chosen_targets(config) and UNEMBEDDING not in model.linear_widths:
+    if not config["lora_r"]:
+        trainable = model.num_parameters
+    elif UNEMBEDDING in chosen_targets(config) and UNEMBEDDING not in model.linear_widths:
         # Of a model whose output shares the matrix of its input.
         trainable += config["lora_r"] * (model.hidden_size + model.vocab_size)
     return {

@@ -18,8 +18,8 @@ from schemas.errors import SignalError
 from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
 from workers.engine.linear import Slot
-from workers.engine.lora import Adapter
 from workers.engine.memory import Budget
+from workers.engine.parameters import Parameters
 from workers.engine.quantized import check_quantization, linear_class
 from workers.engine.weights import FolderTensors
 
@@ -42,6 +42,8 @@ class Base:
     device: torch.device
     eos_token_ids: tuple[int, ...]
     quantization: str | None = None
+    # Whether its weights are those of its folder; a run that trains all of them takes it over.
+    bare: bool = True
     budget: Budget = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,10 +67,18 @@ class Base:
         return int(self.config["max_position_embeddings"])
 
     @contextmanager
-    def activated(self, adapter: Adapter | None) -> Iterator[None]:
-        """Compute with `adapter` inside the block; with None, as the bare base."""
+    def activated(self, adapter: Parameters | None) -> Iterator[None]:
+        """Compute with `adapter` inside the block; with None, as the bare base.
+
+        Raises SignalError not_supported when there is no bare base any more.
+        """
         if adapter is not None:
             adapter.activate(self.slot)
+        elif not self.bare:
+            raise SignalError(
+                "not_supported",
+                "A run that trains all parameters keeps no reference model: give ref_logprobs.",
+            )
         try:
             yield
         finally:

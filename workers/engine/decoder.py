@@ -39,8 +39,11 @@ class Head:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What of the head the active adapter trains."""
-        return [] if self.term is None else self.term.leaves
+        """What of the head is trained: by the active adapter, or with all parameters of the model."""
+        if self.term is not None:
+            return self.term.leaves
+        own = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return own if self.weight.requires_grad else []
 
     @property
     def trained(self) -> bool:
@@ -65,7 +68,8 @@ class Head:
         slope, term = by_product.to(hidden.dtype), self.term
         by_hidden = slope @ self.weight
         if term is None:
-            return by_hidden, []
+            own = [slope.t() @ hidden, slope.sum(0)] if self.weight.requires_grad else []
+            return by_hidden, own[: len(self.leaves)]
         by_low = slope @ term.b
         leaves = [
             term.scale * (by_low.t() @ hidden),

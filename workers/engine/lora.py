@@ -1,9 +1,4 @@
-"""One run's adapter: A and B of every layer that it changes, in one flat master buffer.
-
-The buffer is float32 (float64 on a float64 base), so that the optimizer, the gradient norm and a copy of the
-state are single operations. On a base of 16 bits the layers compute with a 16-bit copy of it, renewed after
-every optimizer step: one path for training and sampling, no cast per call.
-"""
+"""One run's adapter: A and B, and with DoRA a magnitude, of every layer that it changes."""
 
 from __future__ import annotations
 
@@ -15,78 +10,38 @@ import torch
 from torch import Tensor
 
 from workers.engine.linear import LoraLinear, Slot, Term
-from workers.engine.state import WEIGHTS, Part, check_facts, check_tensors, dtype_name
+from workers.engine.parameters import Parameters, Shapes, master_dtype
+from workers.engine.state import dtype_name
 from workers.engine.targets import LoraSpec, chosen_layers, target_names
 
 __all__ = ["Adapter", "LoraSpec"]
 
-Shapes = list[tuple[str, tuple[int, ...]]]
 
-
-class Adapter:
-    """`master` [P] is the truth, `leaves` are its views (of the 16-bit copy on such a base): A, B and
-    with DoRA the magnitude of each layer, in the order of `shapes`: what gradients are taken by. `layout`
-    says what each number of `master` is, as plain JSON: two adapters of equal layout can exchange their
-    weights.
-    """
+class Adapter(Parameters):
+    """The tensors of each layer in the order of the model, by peft's names (`<module>.lora_A.weight`)."""
 
     def __init__(self, spec: LoraSpec, layers: Mapping[str, LoraLinear]) -> None:
         """Seeded start: A uniform within 1/sqrt(in), B zero. Raises SignalError for what does not fit."""
         chosen = chosen_layers(spec, layers)
-        self.spec, self.targets = spec, target_names(spec, layers)
-        self._chosen, self._count = chosen, len(layers)
-        self.shapes = _shapes(spec, chosen)
-        first = next(iter(chosen.values()))
-        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-        self.master = _start(spec, self.shapes, wide, chosen).to(first.device)
-        self.layout = _layout(spec, self.targets, self.shapes, wide)
-        self._compute = self.master if first.dtype == wide else self.master.to(first.dtype)
-        self.leaves = [view.requires_grad_() for view in self.views(self._compute)]
-        self._terms: list[Term | None] = [None] * self._count
+        self.targets = target_names(spec, layers)
+        shapes, first = _shapes(spec, chosen), next(iter(chosen.values()))
+        wide = master_dtype(first.dtype)
+        master = _start(spec, shapes, wide, chosen).to(first.device)
+        layout = _layout(spec, self.targets, shapes, wide)
+        super().__init__(spec, shapes, layout, master, first.dtype)
+        self._chosen = chosen
+        self._terms: list[Term | None] = [None] * len(layers)
         self._make_terms()
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Each tensor's part of a flat [P] tensor, sharing its memory."""
-        parts = torch.split(flat.detach(), [math.prod(shape) for _, shape in self.shapes])
-        return [part.view(shape) for part, (_, shape) in zip(parts, self.shapes, strict=True)]
-
     def activate(self, slot: Slot) -> None:
-        """Make the base's layers use this adapter: one assignment, whatever the size."""
+        """See Parameters.activate: one assignment, whatever the size."""
         slot.terms = self._terms
 
     def renew(self) -> None:
-        """Bring what is computed with up to date after `master` was changed in place."""
-        if self._compute is not self.master:
-            self._compute.copy_(self.master)
+        """See Parameters.renew."""
+        super().renew()
         if self.spec.dora:
             self._make_terms()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Master weights by peft's layer names (`<module>.lora_A.weight`), sharing memory."""
-        views = self.views(self.master)
-        return {name: view for (name, _), view in zip(self.shapes, views, strict=True)}
-
-    def state(self) -> Part:
-        """The master weights, and the layout that says what each of them is."""
-        return Part({WEIGHTS: self.master}, self.layout)
-
-    def check(self, layout: Any) -> None:
-        """Raises SignalError state_mismatch, naming the difference, unless `layout` is this one's."""
-        check_facts(layout, self.layout, "layout")
-
-    def load(self, part: Part) -> None:
-        """Take over what `state` gave, with names, shapes and facts already checked."""
-        self.master.copy_(part.tensors[WEIGHTS])
-        self.renew()
-
-    def flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The reverse of `tensors`, in memory of its own [P], bit for bit.
-
-        Raises SignalError state_mismatch that names the tensor which does not fit.
-        """
-        own = self.tensors()
-        check_tensors(tensors, own)
-        return torch.cat([tensors[name].reshape(-1) for name in own])
 
     def _make_terms(self) -> None:
         leaves, wide = iter(self.leaves), iter(self.views(self.master))

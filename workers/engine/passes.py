@@ -7,7 +7,7 @@ be halved and done again: the numbers are those of the plan as it ends up, from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,8 +20,8 @@ from workers.engine.batch import Batch, make_batch
 from workers.engine.decoder import Pass, positions
 from workers.engine.dropout import Dropout
 from workers.engine.logprob import TokenStats, token_stats
-from workers.engine.lora import Adapter
 from workers.engine.memory import Peak, is_out_of_memory
+from workers.engine.parameters import Parameters
 from workers.engine.plan import Plan, Unit, make_plan
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Passes:
     def __init__(
         self,
         base: Base,
-        adapter: Adapter | None,
+        adapter: Parameters | None,
         rows: Sequence[Row],
         *,
         checkpoint: bool = False,
@@ -187,12 +187,7 @@ class Passes:
         if self.adapter is None or not self.adapter.spec.dropout:
             return None
         device, spec = self.base.device, self.adapter.spec
-        rows = torch.tensor(list(_repeated(batch)), device=device)
+        lengths = torch.tensor(batch.lengths, device=device)
+        rows = torch.tensor(batch.rows, device=device).repeat_interleave(lengths)
         places = positions(batch.lengths, device)
         return Dropout(spec.dropout, spec.seed, self.stream, rows, places)
-
-
-def _repeated(batch: Batch) -> Iterator[int]:
-    for row, length in zip(batch.rows, batch.lengths, strict=True):
-        for _ in range(length):
-            yield row

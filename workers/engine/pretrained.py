@@ -146,6 +146,12 @@ class Pretrained:
             # The layer alone, not its children: their dropout must stay off.
             layer.training = wanted
 
+    def train_head(self) -> None:
+        """Compute logits with the model's own output weights, which are being trained, not with constants."""
+        output = self.causal.get_output_embeddings()
+        bias = getattr(output, "bias", None)
+        self.head = replace(self.head, weight=output.weight, bias=bias, layer=None)
+
     def find_kernel(self) -> None:
         """Lay rows end to end if the model then computes what it computes for each alone."""
         tokens = torch.arange(9, device=self.head.weight.device) % self.head.weight.shape[0]

@@ -26,6 +26,7 @@ from workers.engine.logprob import TokenStats
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.losses import Loss, resolve_loss
 from workers.engine.optimizer import make_optimizer
+from workers.engine.parameters import Parameters
 from workers.engine.passes import Evaluate, Passes, Sums
 from workers.engine.plan import Plan
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
@@ -60,7 +61,7 @@ class Trainer:
         """Raises SignalError, with the setting's name, for what the base or its device cannot do."""
         self.schedule = schedule or Schedule()
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
-        self.adapter = Adapter(lora, base.decoder.layers)
+        self.adapter = _parameters(base, lora)
         self.optimizer = make_optimizer(optimizer, self.adapter.master)
         self._accumulation: Accumulation | None = None
 
@@ -76,7 +77,7 @@ class Trainer:
 
     @property
     def num_trainable_parameters(self) -> int:
-        """Numbers in the adapter."""
+        """Numbers that are trained."""
         return self.adapter.master.numel()
 
     def forward_backward(
@@ -183,7 +184,8 @@ class Trainer:
             return sample(self.base, prompts, params, tokenizer, should_stop, key)
 
     def export_adapter(self, folder: Path, base_model_name: str) -> list[Path]:
-        """Write the adapter to `folder` as a plain PEFT one; the files written."""
+        """Write the adapter to `folder` as a plain PEFT one, or the whole model as transformers'; the
+        files."""
         return export_adapter(self.adapter, folder, base_model_name)
 
     def capture(self) -> TrainerState:
@@ -234,6 +236,15 @@ class Trainer:
         self.adapter.load(Part({WEIGHTS: weights}, self.adapter.layout))
         self.optimizer.reset()
         self._accumulation = None
+
+
+def _parameters(base: Base, spec: LoraSpec) -> Parameters:
+    """What the run trains: rank 0 is every parameter of the model."""
+    if spec.r:
+        return Adapter(spec, base.decoder.layers)
+    from workers.engine.full import FullWeights
+
+    return FullWeights(spec, base)
 
 
 def _evaluator(loss: Loss) -> Evaluate:

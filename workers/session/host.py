@@ -171,7 +171,9 @@ class Host:
         device = spec["device"]
         where = "cuda" if device["kind"] == "cuda" else "cpu"
         options = base_options(spec["config"], where)
-        wanted = (str(entry.path), *options.values())
+        # A base whose own weights are trained is nobody else's.
+        only = run_id if not spec["config"]["lora_r"] else ""
+        wanted = (str(entry.path), only, epoch if only else 0, *options.values())
         if self._base is None or self._base[0] != wanted:
             self._base = None
             gc.unfreeze()

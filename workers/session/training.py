@@ -54,8 +54,11 @@ def settings_of(config: Mapping[str, Any], optimizer: str) -> AdamWSettings:
 
 
 def base_options(config: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Which base a run computes with: the `dtype` and `quantization` of `load_base`."""
+    """Which base a run computes with: options of `load_base`."""
     dtype = {None: "auto", True: "bfloat16", False: "float32"}[config["bf16"]]
     if config.get("fp16"):
         dtype = "float16"
-    return {"dtype": dtype, "quantization": config.get("quantization"), "device": device}
+    # All parameters are trained by transformers' own forward pass.
+    own = bool(config["lora_r"])
+    quantization = config.get("quantization")
+    return {"dtype": dtype, "quantization": quantization, "device": device, "own": own}

@@ -139,7 +139,7 @@ def test_sampling_parameters_are_bounded(fields: dict[str, Any], name: str) -> N
         {"quantization": "fp4"},
         {"train_attn": 1},
         {"gpu_config": "H100:1"},
-        {"lora_r": 0},
+        {"lora_r": -1},
         {"lora_r": 513},
         {"learning_rate": 0},
         {"lora_target_modules": []},

@@ -167,7 +167,7 @@ def test_a_model_is_a_name(client: FlaskClient, name: str) -> None:
         ("gpu_config", "H100:1"),
         ("max_seq_length", 257),
         ("lora_target_modules", ["q_proj", "nope"]),
-        ("lora_r", 0),
+        ("lora_r", -1),
         ("learning_rate", -1),
         ("name", "a\x00b"),
     ],
