@@ -102,8 +102,7 @@ def _measured(
 
 
 def operations(name: str) -> float:
-    title = f"{found['device']}, torch {found['torch']}"
-    lines = [f"{title}, {found['matmul_tflops']} TFLOP/s bfloat16", ""]
+    """Floating-point operations of one step: no weight gradients of the base, causal attention half."""
     shape = SHAPES[name]
     attention = sum(
         # Two products forward, four backward, of 2 operations each, over half of the square.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +134,9 @@ class Trainer:
         """Apply the accumulated gradient; `overrides` of the optimizer's settings hold for this step alone.
 
         The learning rate is the schedule's unless it is overridden. The result: step, learning_rate,
-        grad_norm (before clipping), metrics. Raises SignalError no_gradients; and, with the accumulation
-        discarded and no step taken, unknown_option, validation_error or non_finite.
+        grad_norm (before clipping), metrics, and the `plan`: every setting that the step was taken with,
+        which as overrides repeat it under other defaults. Raises SignalError no_gradients; and, with the
+        accumulation discarded and no step taken, unknown_option, validation_error or non_finite.
         """
         accumulation = self._accumulation
         if accumulation is None:
@@ -152,6 +153,7 @@ class Trainer:
             "learning_rate": settings.learning_rate,
             "grad_norm": norm,
             "metrics": {},
+            "plan": asdict(settings),
         }
 
     def _step(

@@ -129,9 +129,11 @@ class Primitives:
                 "gradients accumulated for it were discarded; on_error=continue opts out.",
             )
         options = {name: value for name, value in body.items() if name != "on_error"}
-        result = self.trainer.optim_step(**options)
+        # A branch may have another rate and schedule than the run whose steps it takes again.
+        result = self.trainer.optim_step(**(self._plan or options))
+        plan = result.pop("plan")
         numbers = {name: result[name] for name in ("learning_rate", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
+        return self._completed(taken, result, {**numbers, **result["metrics"]}, plan=plan)
 
     def _load_state(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         manifest = artifacts.load_artifact(
