@@ -303,7 +303,8 @@ class SignalRun:
     ) -> SignalRun:
         """A new run that begins with this one's exact state after `at_seq`, by default its newest.
 
-        `overrides` are `learning_rate`, `weight_decay` and `lr_scheduler`; all else stays as it is here.
+        `overrides` are `learning_rate`, `weight_decay`, `lr_scheduler`, `warmup_steps` and `total_steps`;
+        all else stays as it is here.
         """
         own = {"at_seq": at_seq, "name": name, "labels": dict(labels) if labels else None}
         return SignalRun(self._poller, self._post(Run, "branch", given({**own, **overrides})))

@@ -22,12 +22,13 @@ Array = np.ndarray
 class Counted:
     """N entries, rows one after another, positions ascending, the K targets of a position side by side.
 
-    `rows` [N] and `positions` [N] say where each entry is, `targets` [N] which token, `weights` [N] (float64)
-    with what weight; all int64 but the weights.
+    `rows` [N], `positions` [N] and `columns` [N] (0 to K - 1) say where each entry is, `targets` [N] which
+    token, `weights` [N] (float64) with what weight; all int64 but the weights.
     """
 
     rows: Array
     positions: Array
+    columns: Array
     targets: Array
     weights: Array
 
@@ -51,17 +52,25 @@ class Counted:
 
 
 def counted(rows: Sequence[Row]) -> Counted:
-    """The counted entries of `rows`, of which there is at least one."""
+    """The counted entries of `rows`, of which (of the rows) there is at least one."""
     weights = np.concatenate([np.frombuffer(memoryview(row.weights), np.float32) for row in rows])
     targets = np.concatenate([np.frombuffer(memoryview(row.targets), np.int32) for row in rows])
     sizes = np.array([len(row.weights) for row in rows])
     lengths = np.array([len(row) for row in rows])
     chosen = np.flatnonzero(weights)
     numbers = np.repeat(np.arange(len(rows)), sizes)[chosen]
-    starts = (np.cumsum(sizes) - sizes)[numbers]
+    places = chosen - (np.cumsum(sizes) - sizes)[numbers]
+    widths = (sizes // lengths)[numbers]
     return Counted(
         numbers,
-        (chosen - starts) // (sizes // lengths)[numbers],
+        places // widths,
+        places % widths,
         targets[chosen].astype(np.int64),
         weights[chosen].astype(np.float64),
     )
+
+
+def example_of(rows: Sequence[Row], number: int) -> int:
+    """The place in the request's batch of the example that row `number` was made of."""
+    found = rows[number].example
+    return found if found >= 0 else number

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
-from workers.engine.counted import counted
+from workers.engine.counted import counted, example_of
 from workers.engine.losses.form import (
     DIVISORS,
     BoundLoss,
@@ -65,11 +65,11 @@ class Objective:
         self._check()
 
     @property
-    def units(self) -> list[list[int]]:
+    def units(self) -> list[tuple[int, ...]]:
         """The trained rows, in order; those of one unit must be in one part."""
         if not self.loss.loss.paired:
-            return [[index] for index in self.trained]
-        return [list(unit) for _, unit in groupby(self.trained, key=self.example)]
+            return [(index,) for index in self.trained]
+        return [tuple(unit) for _, unit in groupby(self.trained, key=self.example)]
 
     @property
     def divisor(self) -> float:
@@ -137,26 +137,9 @@ class Objective:
         """The call's metrics from those of its parts."""
         return merged(parts)
 
-    def blame(self, indices: Sequence[int], logprobs: Tensor) -> int | None:
-        """The first of the rows `indices` whose unit makes the loss or its slope not finite, or None."""
-        places = dict(
-            zip(indices, torch.split(logprobs.detach(), self._sizes(indices)), strict=True)
-        )
-        for unit in self.units:
-            if unit[0] not in places:
-                continue
-            own = torch.cat([places[index] for index in unit]).requires_grad_()
-            # An entropy term is finite wherever the log-probabilities are.
-            loss_sum = self.evaluate(unit, own, torch.zeros_like(own)).loss_sum
-            (slope,) = torch.autograd.grad(loss_sum, own, allow_unused=True, materialize_grads=True)
-            if not (own.isfinite().all() and loss_sum.isfinite() and slope.isfinite().all()):
-                return unit[0]
-        return None
-
     def example(self, index: int) -> int:
         """The place in the batch of the example that a row was made of."""
-        found = self.rows[index].example
-        return found if found >= 0 else index
+        return example_of(self.rows, index)
 
     def _check_finite(self, indices: Sequence[int], logprobs: Tensor) -> None:
         bad = (~logprobs.isfinite()).nonzero()

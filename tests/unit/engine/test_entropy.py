@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Categorical
 
 from workers.engine import logprob
 from workers.engine.decoder import Head
-from workers.engine.entropy import token_entropy
+
+
+def token_entropy(hidden: Tensor, head: Head) -> Tensor:
+    """H [N] in nats."""
+    targets = torch.zeros(len(hidden), dtype=torch.long)
+    found = logprob.token_stats(hidden, targets, head, entropy=True).entropy
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 24])

@@ -17,7 +17,9 @@ from schemas.errors import SignalError
 from schemas.losses import BUILT_IN
 from tests.unit.engine import reference
 from tests.unit.engine.support import VOCAB, gradient, make_row, make_trainer, same, state
+from workers.engine import memory
 from workers.engine.base import Base
+from workers.engine.lora import LoraSpec
 from workers.engine.trainer import Trainer
 from workers.text.rows import Row, pack_rows, unpack_rows
 
@@ -164,6 +166,33 @@ def test_several_targets_per_position_equal_soft_labels(tiny: Path, base64: Base
     compare(trainer, model, loss, found, 1)
 
 
+def test_rows_of_one_and_of_many_targets_share_a_micro_batch(base64: Base) -> None:
+    plain, base_row = make_row(5, 2, [0.0, 1.0, 2.0, 1.0, 1.0]), make_row(6, 1)
+    targets = array("i", [number for target in base_row.targets for number in (target, 7, 9)])
+    wide = Row(base_row.tokens, targets, array("f", [1, 0, 0.5, 0, 0, 0, *[0.25, 0, 0] * 4]))
+    whole, parts = make_trainer(base64), make_trainer(base64)
+    # The entropy of a position counts at each of its targets.
+    options = {"entropy_coef": 0.3}
+    arrays = {name: array("f", [0.5 if name == "advantages" else -3.0] * 6) for name in SAMPLED[:2]}
+    rows = [
+        Row(row.tokens, row.targets, row.weights, {n: a[: len(row)] for n, a in arrays.items()})
+        for row in (plain, wide, plain)
+    ]
+    together = whole.forward_backward(rows, "ppo", options)
+    assert len(together["plan"]["batches"]) == 1
+    assert together["num_tokens"] == 4 + 6 + 4
+    found = [parts.forward_backward([row], "ppo", options) for row in rows]
+    assert together["loss_sum"] == pytest.approx(sum(one["loss_sum"] for one in found), rel=1e-9)
+    assert torch.allclose(gradient(whole), gradient(parts), rtol=1e-9, atol=1e-12)
+    answers = whole.forward(rows, top_k=2)["rows"]
+    for row, answer in zip(rows, answers, strict=True):
+        (alone,) = whole.forward([row], top_k=2)["rows"]
+        assert answer["top_token_ids"] == alone["top_token_ids"]
+        assert [one is None for one in answer["logprobs"]] == [
+            one is None for one in alone["logprobs"]
+        ]
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_a_batch_may_be_split_over_calls(base64: Base, name: str, options: dict[str, Any]) -> None:
     if name == "kto":
@@ -183,6 +212,57 @@ def test_a_batch_may_be_split_over_calls(base64: Base, name: str, options: dict[
     first, second = whole.optim_step(), parts.optim_step()
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-9)
     assert first["grad_norm"] == pytest.approx(together["grad_norm"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_batch_may_be_split_over_micro_batches(
+    base64: Base, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever memory there is; and the record of it repeats every bit."""
+    rows = rows_for(name)
+    whole, parts, again = (make_trainer(base64) for _ in range(3))
+    together = whole.forward_backward(rows, name, options)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_TOKENS", 16)
+        patch.setattr(base64.budget, "ceiling", 16)
+        made = parts.forward_backward(rows, name, options)
+    plan = made["plan"]
+    passes = [plan, *(plan[key] for key in ("reference", "statistics") if key in plan)]
+    assert all(len(one["batches"]) > 1 for one in passes)
+    assert len(together["plan"]["batches"]) == 1
+    assert made["metrics"] == pytest.approx(together["metrics"], rel=1e-8, abs=1e-10)
+    assert made["loss_sum"] == pytest.approx(together["loss_sum"], rel=1e-9)
+    assert torch.allclose(gradient(whole), gradient(parts), rtol=1e-8, atol=1e-11)
+    assert again.forward_backward(rows, name, options, plan=plan) == made
+    assert torch.equal(gradient(again), gradient(parts))
+
+
+def test_reference_and_statistics_are_replayed_by_plans_of_their_own(base64: Base) -> None:
+    run, rows = make_trainer(base64), rows_for("kto")
+    plan = run.forward_backward(rows, "kto", {})["plan"]
+    assert set(plan) == {"batches", "kernel", "reference", "statistics"}
+    units = [unit for batch in plan["batches"] for unit in batch]
+    assert sorted(units) == [[number] for number in range(6)]
+    before = state(run)
+    for wrong in ({**plan, "reference": None}, {**plan, "statistics": plan["reference"]}, []):
+        with pytest.raises(SignalError) as caught:
+            run.forward_backward(rows, "kto", {}, plan=wrong)
+        assert caught.value.code == "state_mismatch"
+    assert same(before, state(run))
+
+
+def test_neither_reference_nor_statistics_drop_anything(base64: Base) -> None:
+    """With dropout the ratios differ from those without by what the training pass drops alone."""
+    lora = LoraSpec(r=4, alpha=8.0, seed=1, dropout=0.5)
+    plain, rows = make_trainer(base64), rows_for("kto")
+    dropping = Trainer(base64, lora, plain.settings)
+    dropping.adapter.master.copy_(plain.adapter.master)
+    dropping.adapter.renew()
+    first = plain.forward_backward(rows, "kto", {"beta": 0.2})
+    second = dropping.forward_backward(rows, "kto", {"beta": 0.2}, seq=3)
+    assert first["metrics"]["kl"] == second["metrics"]["kl"]
+    assert first["loss_sum"] != second["loss_sum"]
+    assert plain.forward(rows)["rows"] == dropping.forward(rows)["rows"]
 
 
 @pytest.mark.parametrize(
@@ -220,6 +300,23 @@ def test_an_example_that_is_not_finite_is_named(trainer: Make) -> None:
         run.forward_backward(rows, "importance_sampling", {})
     assert (caught.value.code, caught.value.param) == ("non_finite", "batch_data.4")
     assert same(before, state(run))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_a_pair_that_is_not_finite_is_named_by_its_example(trainer: Make, bad: float) -> None:
+    run, rows = trainer(), []
+    for number, row in enumerate(rows_for("dpo")):
+        values = {"chosen": row.values["chosen"], "ref_logps": bad if number == 3 else -1.0}
+        rows.append(Row(row.tokens, row.targets, row.weights, {}, values, number // 2 + 4))
+    before = state(run)
+    with pytest.raises(SignalError) as caught:
+        run.forward_backward(rows, "dpo", {})
+    assert (caught.value.code, caught.value.param) == ("non_finite", "batch_data.5")
+    assert same(before, state(run))
+    rows[3] = Row(
+        rows[3].tokens, rows[3].targets, rows[3].weights, {}, rows[2].values | {"chosen": 0.0}, 5
+    )
+    run.forward_backward(rows, "dpo", {})
 
 
 def test_a_custom_gradient_of_nothing_is_a_step_of_nothing(trainer: Make) -> None:
