@@ -73,6 +73,8 @@ class Settlements:
         with self._database.reading() as session:
             run_ids = leases.withdrawn(session)
         for run_id in run_ids:
+            # SQL knows how it ended; a journal that was lost and mended since does not.
+            self._journal.close(run_id, "cancelled")
             self._clear(run_id)
         if run_ids:
             with self._database.writing() as session:

@@ -58,6 +58,8 @@ class Tenancy:
         self.ready = ready
         self.signs = Signs()
         self._why = parting.ENDED
+        # Whether SQL was asked, after the journal had lost something.
+        self._known_to_go_on = False
         self._unconfirmed = 0
         self._enter(Stage.SERVING if ready else Stage.WAITING)
 
@@ -174,8 +176,8 @@ class Tenancy:
 
     def _mend(self, worker: Worker, absent_s: float, now: float) -> None:
         """The journal is gone: only the worker knows what was in it, unless the run has ended."""
-        standing = self._pool.standing(self.lease.run_id)
-        if standing is None or not standing.leased:
+        self._known_to_go_on = False
+        if self._has_ended():
             self.leave(parting.ENDED)
         elif absent_s > MEND_S:
             self.leave(parting.JOURNAL_LOST)
@@ -189,9 +191,18 @@ class Tenancy:
             return parting.SUPERSEDED
         if head.hold == "paused":
             return parting.PAUSED
+        if head.hold == "rolled_back" and self._has_ended():
+            return parting.ENDED  # which the journal has lost
         if head.move == f"{self.lease.host}/{self.lease.slot}":
             return parting.LEFT
         return None
+
+    def _has_ended(self) -> bool:
+        """Whether SQL says so; asked once."""
+        if not self._known_to_go_on:
+            standing = self._pool.standing(self.lease.run_id)
+            self._known_to_go_on = standing is not None and standing.leased
+        return not self._known_to_go_on
 
     def _stuck(self, head: Head, now: float) -> Loss | None:
         if self.stage == Stage.ATTACHING:

@@ -83,15 +83,12 @@ class Worker:
         return end.process == self.child and blames(end)
 
     def drain(self) -> None:
-        """Has the child stop after the present operation, with a snapshot, and then ends the worker."""
+        """Has the child stop after the present operation, write a snapshot, and end; whoever watches it
+        then ends the rest. A worker whose child is not known has nothing to finish."""
         if self.child is not None:
             self.child.signal(signal.SIGUSR1)
-        self.stop()
-
-    def stop(self) -> None:
-        """Asks for a warm shutdown: the running task ends first. The parent alone gets the signal,
-        because the child would die of it at once."""
-        self.parent.signal(signal.SIGTERM)
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """Ends both processes now. Safe to repeat, and from any thread."""

@@ -96,20 +96,18 @@ class Chaos:
             self.points.clear()
             until(lambda: run.post("/cancel").status_code in (200, 409), 60)
 
-    @contextmanager
-    def client(self) -> Iterator[rs.SignalClient]:
-        """The SDK as a user has it."""
-        with rs.SignalClient(self.stack.api_key, self.stack.base_url) as client:
-            yield client
-
     def train(
         self,
         run: Run,
         before: Callable[[int], None] = lambda _: None,
         operations: list[dict[str, Any]] | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """The course on a run, to its end; `before(index)` is called ahead of every operation."""
-        with self.client() as client:
+        """The course on a run, to its end, by the SDK; `before(index)` is called ahead of every operation.
+
+        `options` of the client, where its own will not do.
+        """
+        with rs.SignalClient(self.stack.api_key, self.stack.base_url, **options) as client:
             course_of_it = course() if operations is None else operations
             loop = Loop(client.run(run.id), paced(course_of_it, before)).start()
             return loop.join(600)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.chaos.conftest import Reference
 from tests.chaos.course import course, difference
-from tests.chaos.harness import Chaos, kill, restarted
+from tests.chaos.harness import Chaos, chaos_stack, kill, restarted
 from tests.chaos.report import Report
 from tests.chaos.strikes import (
     AGENT,
@@ -25,6 +26,7 @@ from tests.chaos.strikes import (
     Striker,
     measure,
 )
+from tests.support.s3 import BUCKET, environment, running_s3
 
 BATCH = 7
 ATTEMPTS = 3
@@ -104,3 +106,19 @@ def test_every_process_at_every_stage(
             disturbed(chaos, reference, report, batch, f"{attempt} {at} {chance.random()}")
         left = [Strike(one.stage, one.victim, one.kind) for one in left if not one.hit]
     assert not left, f"never passed: {[strike.name for strike in left]}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_every_stage_of_a_snapshot_in_s3(
+    tmp_path: Path, tiny_model: Path, reference: Reference, report: Report, chance: random.Random
+) -> None:
+    """The same where storage cannot rename: a snapshot is whole when its manifest is there."""
+    strikes = [Strike(stage, SELF) for stage in (*SNAPSHOT, *RESTORE)]
+    chance.shuffle(strikes)
+    with running_s3() as url:
+        place = {"SIGNAL_STORAGE": f"s3://{BUCKET}/chaos", **environment(url)}
+        with chaos_stack(tmp_path, tiny_model, **place) as chaos:
+            for at in range(0, len(strikes), BATCH):
+                disturbed(chaos, reference, report, strikes[at : at + BATCH], f"s3 {at}")
+    assert sum(strike.hit for strike in strikes) >= len(strikes) - 2

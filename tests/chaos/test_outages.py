@@ -85,7 +85,8 @@ def test_redis_is_silent(
 
     with chaos.run() as run:
         began = time.monotonic()
-        results = chaos.train(run, before)
+        # The SDK by itself gives up after a minute.
+        results = chaos.train(run, before, retry_for=180.0)
         assert time.monotonic() - began > seconds
         equal(chaos, run, results, reference)
 

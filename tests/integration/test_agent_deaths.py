@@ -30,6 +30,7 @@ from tests.support.host import (
     until,
 )
 from workers.queue import keys
+from workers.queue.app import wake
 
 STEPS = 6
 
@@ -102,6 +103,18 @@ def test_a_killed_worker_costs_no_number(two: Host, victim: str) -> None:
     assert two.reasons(struck) == ["worker_lost", None]
     assert two.head(other).epoch == 1
     assert two.finished(other, forward_backward(two, other)).status == "completed"
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_in_order(one: Host) -> None:
+    one.start_agent()
+    run_id = one.create_run()
+    head = one.await_ready(run_id)
+    one.train(run_id, 1, 2)
+    os.kill(pids_of(one, head)[0], signal.SIGTERM)
+    one.await_ready(run_id, after=1)
+    (rebuilt,) = one.happened(run_id, "rebuilt")
+    assert (rebuilt["from_seq"], rebuilt["compared"]) == (4, 0)
+    assert one.train(run_id, 3, 3)[1]["step"] == 3
 
 
 def test_a_spare_takes_over_although_every_slot_is_leased(one: Host) -> None:
@@ -519,21 +532,30 @@ def test_a_flushed_redis_and_a_killed_worker_at_once(one: Host) -> None:
     assert one.train(run_id, step, step)[1]["seq"] == at_seq + 2
 
 
-def test_a_run_that_has_ended_does_not_come_back_when_redis_is_flushed(one: Host) -> None:
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_run_that_has_ended_does_not_come_back_when_redis_is_flushed(
+    one: Host, mended: bool
+) -> None:
     one.start_agent()
     run_id = one.create_run()
     one.await_ready(run_id)
     one.train(run_id, 1, 1)
+    if mended:
+        one.stop_agent(signal.SIGKILL)
     # SQL has been told that it is over; nobody else will be.
     with one.database.writing() as session:
         leases.withdraw(session, run_id)
     redis: Any = one.redis
     redis.flushall()
+    if mended:
+        wake(one.app, run_id)
+        until(lambda: one.journal.head(run_id))
+        one.start_agent()
     one.await_free()
     until(lambda: one.request(run_id).state == "ended")
-    time.sleep(2)
     head = one.journal.head(run_id)
-    assert head is None or head.closed or ("leased", run_id) not in one.slots()
+    assert head is None or head.closed
+    one.await_ready(one.create_run())
 
 
 def test_the_run_of_a_lost_host_goes_on_here(one: Host) -> None:

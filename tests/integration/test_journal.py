@@ -396,6 +396,36 @@ def test_what_is_sealed_is_read_as_before(journal: Journal) -> None:
         journal.seal(RUN, 9, 5)
 
 
+def test_readers_see_every_entry_while_they_are_sealed(valkey: Valkey, journal: Journal) -> None:
+    """Whoever reads at the moment of a trim skips nothing, and takes no body for an empty one."""
+    count = 300
+    journal.install_epoch(RUN, 1, "w@h", {})
+    for first in range(0, count, 50):
+        journal.append(RUN, [new(body=b"%d" % (first + i + 1)) for i in range(50)])
+    work_off(journal)
+    redis = connect(valkey.url)
+    reader = Journal(redis, journal.storage, journal.settings)
+
+    def seal() -> None:
+        for upto in range(1, count + 1):
+            journal.seal(RUN, 1, upto)
+
+    thread = threading.Thread(target=seal)
+    thread.start()
+    looks = 0
+    while thread.is_alive():
+        looks += 1
+        read = [(past.seq, past.body) for past in reader.past(RUN, 0, count)]
+        assert read == [(seq, b"%d" % seq) for seq in range(1, count + 1)]
+        listed = [entry.seq for entry in reader.finished_after(RUN, 0, count)]
+        assert listed == list(range(1, count + 1))
+        head = reader.head(RUN)
+        assert head is not None and head.seq_count == count
+    thread.join()
+    redis.close()
+    assert looks > 5
+
+
 def test_redis_holds_no_more_of_a_run_than_is_unsealed(journal: Journal) -> None:
     journal.install_epoch(RUN, 1, "w@h", {})
     for _ in range(3):

@@ -154,6 +154,43 @@ def test_its_owner_must_take_note(
     assert run.ok("/optim_step")["step"] == 1
 
 
+def test_a_lost_journal_is_waited_for_and_then_taken_note_of(run: Run, inside: Inside) -> None:
+    for _ in range(2):
+        run.ok("/forward_backward", BATCH)
+        run.ok("/optim_step")
+    before = certificate(run)
+    until(lambda: len(run.get("/metrics").json()["metrics"]) == 4)
+    with inside.frozen(run.id):
+        inside.redis.delete(*inside.redis.keys(f"*{run.id}*"))
+        shown = run.get().json()
+        answer = run.post("/optim_step")
+    assert shown["status"] in ("rebuilding", "rolled_back")
+    if answer.status_code == 503:
+        assert int(answer.headers["Retry-After"]) >= 1
+        error_of(answer, 503, "unavailable")
+    else:
+        error_of(answer, 409, "rolled_back")
+    shown = until(lambda: (now := run.get().json())["status"] == "rolled_back" and now)
+    at_seq = shown["hold"]["info"]["at_seq"]
+    assert at_seq == shown["applied_seq"] <= 5
+    assert error_of(run.post("/optim_step"), 409, "rolled_back")["data"] == {"at_seq": at_seq}
+    run.ok("/resume", {"accept": "rolled_back"})
+    run.wait_ready()
+    if at_seq >= 4:
+        assert certificate(run) == before
+    run.ok("/forward_backward", BATCH)
+    kinds = until(
+        lambda: (
+            "rolled_back" in (now := [e["type"] for e in run.get("/events").json()["data"]]) and now
+        )
+    )
+    assert kinds.count("rolled_back") == 1
+    seqs = until(
+        lambda: len(now := [row["seq"] for row in run.get("/metrics").json()["metrics"]]) and now
+    )
+    assert seqs == sorted(set(seqs)), "one row per seq"
+
+
 def test_an_exception_pauses_the_run(stack: RunningStack) -> None:
     with rs.SignalClient(stack.api_key, stack.base_url) as client:
         run = client.create_run("tiny", lora_r=4)

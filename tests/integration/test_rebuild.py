@@ -215,6 +215,8 @@ def test_a_flushed_journal_is_mended_by_the_worker(
     session.drain()
     head = head_of(sessions)
     assert (head.applied, head.hold, head.hold_info) == (9, "rolled_back", {"at_seq": 9})
+    assert (head.snapshot.seq, head.device["kind"]) == (5, "cpu")
+    assert head.fingerprint == session.fingerprint
     journal.release(RUN, "rolled_back")
     journal.append(RUN, PLAN[9:])
     session.drain()

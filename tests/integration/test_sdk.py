@@ -57,6 +57,7 @@ def test_an_exception_leaves_the_run_for_another_process(
     with rs.SignalClient(stack.api_key, stack.base_url) as other:
         again = other.run(run.run_id)
         assert again.info.next_seq == 2
+        again.resume()
         assert again.optim_step().seq == 2
         again.cancel()
     assert run.status().status == "cancelled"

@@ -32,9 +32,8 @@ def submit(
 
 def _gone(services: Services, facts: RunFacts) -> SignalError:
     """Why a run has no journal: it was deleted, it ended long ago, or the server lost its data."""
-    row = Runs(services.settings, services.db, services.journal, services.catalogue).get(
-        facts.run_id
-    )
+    known = Runs(services.settings, services.db, services.journal, services.catalogue)
+    row = known.get(facts.run_id)
     if row.status in CLOSED_STATUSES:
         return SignalError("run_closed", f"The run is {row.status} and takes no more operations.")
     return SignalError("unavailable", LOST)

@@ -65,13 +65,13 @@ class RunFactsCache:
     def _load(self, run_id: str) -> RunFacts | None:
         if not _sane(run_id):
             return None
-        self._listen()
         before = self._forgotten
         with self._db.reading() as session:
             row = session.scalar(select(RunRow).where(RunRow.run_id == run_id))
         if row is None:
             return None
         facts = RunFacts(run_id, row.user_id, row.base_model, row.config)
+        self._listen()
         self._remember(facts, before)
         return facts
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 from schemas.errors import SignalError
@@ -21,6 +22,8 @@ from workers.queue.segments import chunks
 LANE_MEMORY = 10_000
 _TRIM_STEP = 500
 _PAGE = 200
+# Entries that are being sealed may be seen neither here nor there at a look, but not at so many.
+_LOOKS = 5
 
 
 class History(Scripts):
@@ -32,7 +35,8 @@ class History(Scripts):
 
     def heads(self, run_ids: Sequence[str]) -> list[Head | None]:
         """`head` of several runs in one round trip."""
-        pipe = self.redis.pipeline(transaction=False)
+        # Both of a run at one moment: a trim changes the base and shortens the order.
+        pipe = self.redis.pipeline(transaction=True)
         for run_id in run_ids:
             pipe.hgetall(keys.prefix(run_id) + "head")
             pipe.llen(keys.prefix(run_id) + "order")
@@ -60,27 +64,32 @@ class History(Scripts):
 
     def finished_after(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
         """Finished entries with a seq above `after_seq`, in order, at most `limit`."""
-        head = self.head(run_id)
-        if head is None:
-            return []
-        # A run that has ended has no unfinished operation, whatever was applied.
-        known = head.seq_count if head.closed else head.applied
-        last = min(after_seq + limit, known)
-        found = [
-            past.entry(run_id)
-            for past in self.segments.between(run_id, after_seq, min(last, head.base))
-        ]
-        after = max(after_seq, head.base)
-        if last > after:
-            numbers = cast(
-                list[bytes],
-                self.redis.lrange(
-                    keys.prefix(run_id) + "order", after - head.base, last - 1 - head.base
-                ),
-            )
-            entries = self.entries(run_id, [int(number) for number in numbers])
-            found += [entry for entry in entries if entry is not None]
+        found: list[Entry] = []
+        for _ in range(_LOOKS):
+            head = self.head(run_id)
+            if head is None:
+                return []
+            # A run that has ended has no unfinished operation, whatever was applied.
+            known = head.seq_count if head.closed else head.applied
+            last = min(after_seq + limit, known)
+            sealed = self.segments.between(run_id, after_seq, min(last, head.base))
+            after = max(after_seq, head.base)
+            unsealed = self._entries_of(run_id, head.base, after, last)
+            found = [*(past.entry(run_id) for past in sealed), *unsealed]
+            if [entry.seq for entry in unsealed] == list(range(after + 1, last + 1)):
+                break  # otherwise entries were sealed between two of these looks
         return found
+
+    def _entries_of(self, run_id: str, base: int, after: int, last: int) -> list[Entry]:
+        """What lies in Redis at the places after < seq <= last, if `base` is still the base."""
+        if last <= after:
+            return []
+        numbers = cast(
+            list[bytes],
+            self.redis.lrange(keys.prefix(run_id) + "order", after - base, last - 1 - base),
+        )
+        found = self.entries(run_id, [int(number) for number in numbers])
+        return [entry for entry in found if entry is not None]
 
     def result(self, entry: Entry) -> bytes | None:
         """The result's bytes; None when it has none or its time to live is over."""
@@ -111,40 +120,50 @@ class History(Scripts):
 
         Raises SignalError history_gone when one of them is kept nowhere any more.
         """
-        wanted = after + 1
-        head = self.head(run_id)
-        sealed_upto = upto if head is None else min(upto, head.base)
-        for entry in self.segments.between(run_id, after, sealed_upto):
-            yield entry
-            wanted = entry.seq + 1
-        while head is not None and wanted <= min(upto, head.seq_count) and wanted > head.base:
-            page = self._unsealed(run_id, head.base, wanted, min(upto, wanted + _PAGE - 1))
+        wanted, looks = after + 1, 0
+        while wanted <= upto:
+            page = self._page(run_id, wanted, upto)
             yield from page
             wanted += len(page)
-            if not page:
-                break
-        if wanted <= upto:
-            raise SignalError(
-                "history_gone", f"The run's operation at seq {wanted} is not kept any more."
-            )
+            # Nothing at one look may only mean that it was sealed right then.
+            looks = 0 if page else looks + 1
+            if looks == _LOOKS:
+                raise SignalError(
+                    "history_gone", f"The run's operation at seq {wanted} is not kept any more."
+                )
+
+    def _page(self, run_id: str, first: int, upto: int) -> list[Past]:
+        """Entries of the seqs from `first` on without a gap, some of those up to `upto`."""
+        head = self.head(run_id)
+        sealed_upto = upto if head is None else min(upto, head.base)
+        if first <= sealed_upto:
+            return list(islice(self.segments.between(run_id, first - 1, sealed_upto), _PAGE))
+        if head is None:
+            return []
+        last = min(upto, head.seq_count, first + _PAGE - 1)
+        return self._unsealed(run_id, head.base, first, last) if last >= first else []
 
     def _unsealed(self, run_id: str, base: int, first: int, last: int) -> list[Past]:
+        """What lies in Redis, from `first` on without a gap, if `base` is still the base."""
         prefix = keys.prefix(run_id)
         numbers = cast(
             list[bytes],
             self.redis.lrange(prefix + "order", first - 1 - base, last - 1 - base),
         )
-        pipe = self.redis.pipeline(transaction=False)
+        # At one moment: an entry must not be sealed between its fields and its body.
+        pipe = self.redis.pipeline(transaction=True)
         for number in numbers:
             pipe.hgetall(f"{prefix}e:{int(number)}")
             pipe.get(f"{prefix}b:{int(number)}")
             pipe.get(f"{prefix}r:{int(number)}")
         rows = pipe.execute()
-        return [
-            _past(int(number), rows[3 * i], rows[3 * i + 1] or b"", rows[3 * i + 2] or b"")
-            for i, number in enumerate(numbers)
-            if rows[3 * i]
-        ]
+        found: list[Past] = []
+        for i, number in enumerate(numbers):
+            fields, body, result = rows[3 * i : 3 * i + 3]
+            if not fields or int(fields[b"seq"]) != first + i:
+                break
+            found.append(_past(int(number), fields, body or b"", result or b""))
+        return found
 
     def seal(self, run_id: str, epoch: int | None, upto: int) -> int:
         """Move the journal up to a seq into storage; the seq up to which it is sealed now.

@@ -59,8 +59,10 @@ class Journal(Supervision):
             secrets.token_hex(4),
             len(entries),
         ]
+        refs = []
         for entry in entries:
             body, ref = self._store(run_id, entry.body)
+            refs.append(ref)
             args += [entry.kind, body, ref, entry.tokens, entry.lane or ""]
             args += [
                 "" if entry.client_seq is None else entry.client_seq,
@@ -70,6 +72,9 @@ class Journal(Supervision):
             ]
         reply = self._call("append", run_id, *args)
         if reply[0] != b"ok":
+            # Nothing names what was stored for them, and the run may have been deleted meanwhile.
+            for ref in filter(None, refs):
+                self.storage.delete(ref)
             raise _append_error(reply, entries)
         split = reply.index(b"|")
         return _appended(reply[2:split]), _pairs(reply[split + 1 :]), reply[1] == b"1"

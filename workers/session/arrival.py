@@ -42,7 +42,7 @@ def arrive(session: Session, spec: dict[str, Any], load_s: float) -> None:
     if applied == 0 and spec.get("origin"):
         session.snapshot_now()  # from now on it needs its origin no more
     session.start_s = load_s + time.monotonic() - begun - rebuilt.replay_s
-    _report(session, head, spec, rebuilt)
+    _report(session, head, rebuilt)
 
 
 def _rebuild(session: Session, head: Head, spec: dict[str, Any]) -> Rebuilt:
@@ -72,10 +72,14 @@ def _originate(session: Session, rebuilder: Rebuilder, origin: dict[str, Any]) -
             origin["artifact"],
             session.trainer,
             optimizer=bool(origin.get("optimizer")),
+            sha256=origin.get("sha256"),
         )
         return
     source = Source(origin["run_id"], int(origin["seq"]))
     found = rebuilder.restore(source.run_id, source.upto, oldest=origin.get("from") == "oldest")
+    if found.snapshot is None and found.damaged:
+        # It may itself have begun from another state than its seed's.
+        raise SignalError("history_gone", "No snapshot of the run is whole.")
     own = session.trainer.settings
     # What was done there was done by that run's settings; a branch may have others.
     session.trainer.settings = replace(own, **origin.get("settings", {}))
@@ -93,7 +97,7 @@ def _tell_damaged(journal: Journal, run_id: str, rebuilt: Rebuilt) -> None:
         journal.note(run_id, "snapshot_damaged", {"key": key, "message": what})
 
 
-def _report(session: Session, head: Head, spec: dict[str, Any], rebuilt: Rebuilt) -> None:
+def _report(session: Session, head: Head, rebuilt: Rebuilt) -> None:
     journal, run_id, epoch = session.journal, session.run_id, session.epoch
     again = head.worker_state == "rebuilding" or head.applied > 0
     since = None
@@ -105,7 +109,7 @@ def _report(session: Session, head: Head, spec: dict[str, Any], rebuilt: Rebuilt
     journal.report_ready(
         run_id,
         epoch,
-        {**spec["device"], "dtype": session.dtype},
+        session.device,
         session.fingerprint,
         rebuilt.event() if again else None,
         since,

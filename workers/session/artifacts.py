@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import SignalError
+from workers.canonical import digest
 from workers.engine import export
 from workers.engine.info import versions
 from workers.engine.state import WEIGHTS, TrainerState, copies, mismatch
@@ -38,7 +39,7 @@ def save_adapter(
     key = artifact_key(facts["run_id"], name)
     existing = _stored(storage, key)
     if existing is not None:
-        return _same_operation(existing, name, facts["seq"])
+        return _same_operation(existing, name, facts)
     folder = storage.scratch(trainer.adapter.master.nbytes)
     try:
         trainer.export_adapter(folder, facts["base_model"])
@@ -52,24 +53,27 @@ def save_adapter(
         existing = _stored(storage, key)
         if existing is None:
             raise
-        return _same_operation(existing, name, facts["seq"])
+        return _same_operation(existing, name, facts)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return dict(json.loads(manifest))
 
 
 def load_artifact(
-    storage: Storage, key: str, trainer: Trainer, *, optimizer: bool
+    storage: Storage, key: str, trainer: Trainer, *, optimizer: bool, sha256: str | None = None
 ) -> dict[str, Any]:
     """Make `trainer` go on from the artifact under `key`; the artifact's manifest.
 
-    With `optimizer` moments and steps are the saved ones, without it they begin at 0. Gradients that were
-    accumulated are discarded. Raises SignalError not_found, or state_mismatch that names the file, the
+    `sha256` is the seal of the manifest that was meant when the operation was accepted. With `optimizer`
+    moments and steps are the saved ones, without it they begin at 0. Gradients that were accumulated are
+    discarded. Raises SignalError not_found, or state_mismatch that names the file, the
     field or the tensor which does not fit; either changes nothing.
     """
     if storage.stat(f"{key}/{MANIFEST}") is None:
         raise SignalError("not_found", "There is no such artifact, or it was deleted.")
     manifest, files = _verified(storage, key)
+    if sha256 is not None and digest(manifest) != sha256:
+        raise mismatch("another one was saved under its name meanwhile")
     names = export.file_names(trainer.adapter)
     for name in names:
         if name not in files:
@@ -109,10 +113,11 @@ def _stored(storage: Storage, key: str) -> dict[str, Any] | None:
     return None if data is None else dict(json.loads(data))
 
 
-def _same_operation(manifest: dict[str, Any], name: str, seq: int) -> dict[str, Any]:
+def _same_operation(manifest: dict[str, Any], name: str, facts: dict[str, Any]) -> dict[str, Any]:
     # A worker that died between the move and the commit finds its own folder when the operation is
-    # executed again.
-    if manifest["seq"] == seq:
+    # executed again. After a rollback another operation may have its seq, but never its tag.
+    own = ("seq", "operation")
+    if all(manifest.get(field) == facts.get(field) for field in own):
         return manifest
     raise SignalError(
         "name_taken",
@@ -131,6 +136,7 @@ def _manifest(
         "mode": mode,
         "run_id": facts["run_id"],
         "seq": facts["seq"],
+        "operation": facts.get("operation"),
         "step": step,
         "base_model": facts["base_model"],
         "config": facts["config"],

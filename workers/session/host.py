@@ -12,6 +12,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -111,7 +113,8 @@ class Host:
         """Let go of a run; of a living one with a last snapshot. Its base model stays loaded."""
         session = self.sessions.pop(run_id, None)
         if session is not None:
-            session.close()
+            with self._at_work():
+                session.close()
         if self._facts.get("run") == run_id:
             self._tell(run="", state="idle")
 
@@ -123,21 +126,22 @@ class Host:
         session = self.sessions.get(run_id)
         if session is None or self.stopping():
             return
-        self._facts["state"], self._busy = "busy", True
-        try:
-            session.drain(until)
-        except (Fenced, Closed) as error:
-            log.info("%s is let go of: %r", run_id, error)
-            self._drop(run_id)
-        except (RedisError, OSError) as error:
-            log.warning(
-                "run %s: the journal cannot be reached: %s; the agent rings again", run_id, error
-            )
-        finally:
-            self._facts["state"], self._busy = "idle", False
-            self.events.flush()
-            if self.stopping():
-                self._leave_all()
+        self._facts["state"] = "busy"
+        with self._at_work():
+            try:
+                session.drain(until)
+            except (Fenced, Closed) as error:
+                log.info("%s is let go of: %r", run_id, error)
+                self._drop(run_id)
+            except (RedisError, OSError) as error:
+                log.warning(
+                    "run %s: the journal cannot be reached: %s; the agent rings again",
+                    run_id,
+                    error,
+                )
+            finally:
+                self._facts["state"] = "idle"
+                self.events.flush()
 
     def stopping(self) -> bool:
         """Whether nothing more is to be begun."""
@@ -145,7 +149,10 @@ class Host:
 
     def _drop(self, run_id: str) -> None:
         """The run is another's by now, or over: nothing of it may be written any more."""
-        self.sessions.pop(run_id, None)
+        session = self.sessions.pop(run_id, None)
+        if session is not None:
+            # What is being written must not come after a deletion of the run.
+            session.snapshots.wait()
         if self._facts.get("run") == run_id:
             self._tell(run="", state="idle")
 
@@ -155,9 +162,23 @@ class Host:
         if not self._busy:
             self._leave_all()
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """What may not be left in the middle."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+            if self._stopping:
+                self._leave_all()
+
     def _leave_all(self) -> None:
+        """The end of this process, and by it of the worker: the agent sees to that. Celery's own way would
+        at times wait half a minute for a result that nobody reads."""
         for session in self.sessions.values():
             session.close()
+        os._exit(0)
 
     def _note_progress(self) -> None:
         self._progress += 1

@@ -143,7 +143,11 @@ class Primitives:
 
     def _load_state(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         manifest = artifacts.load_artifact(
-            self.storage, body["key"], self.trainer, optimizer=body["optimizer"]
+            self.storage,
+            body["key"],
+            self.trainer,
+            optimizer=body["optimizer"],
+            sha256=body["sha256"],
         )
         result = {
             "step": self.trainer.step,
@@ -192,6 +196,7 @@ class Primitives:
         facts = {
             "run_id": self.run_id,
             "seq": taken.seq,
+            "operation": taken.tag,
             "base_model": self.base_model,
             "config": self.config,
         }

@@ -80,6 +80,7 @@ class Session:
         self.owner: str = spec["owner"]
         self.trainer = make_trainer(base, config)
         self.dtype: str = base.dtype_name
+        self.device: dict[str, Any] = {**spec["device"], "dtype": self.dtype}
         self.fingerprint = fingerprint(base)
         self.fingerprint_id = fingerprint_id(self.fingerprint)
         self.primitives = Primitives(
@@ -265,6 +266,8 @@ class Session:
             recent=[commit.past for commit in commits],
             data=[commit.data for commit in commits],
         )
+        self.journal.report_ready(self.run_id, self.epoch, self.device, self.fingerprint)
+        self.snapshots.tell_again()
 
     def _stop_check(self, taken: Taken) -> Callable[[], bool]:
         """Looks at the journal at most twenty times a second; a Redis that is away stops nothing."""

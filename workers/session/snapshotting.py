@@ -68,6 +68,7 @@ class Snapshotter:
         # Of the newest verified snapshot: its seq, and how long the session had executed until then.
         self.seq = -1
         self.executed_s = 0.0
+        self._told: tuple[Snapshot, int] | None = None
 
     def found(self, seq: int) -> None:
         """The session was restored from a snapshot at `seq`."""
@@ -105,6 +106,11 @@ class Snapshotter:
         self._write(copied)
         return self.seq == copied.seq
 
+    def tell_again(self) -> None:
+        """Tell the journal of the newest snapshot, also after a loss. Raises Fenced, Missing."""
+        if self._told is not None:
+            self._journal.note_snapshot(self._run_id, self._epoch, *self._told)
+
     def wait(self, seconds: float = 60.0) -> None:
         """Until nothing is being written any more; for a bounded time."""
         if self._thread is not None:
@@ -138,7 +144,8 @@ class Snapshotter:
     def _tell(self, copied: Copied, info: SnapshotInfo) -> None:
         note = Snapshot(copied.seq, info.key, time.time(), info.size_bytes, round(self._cost_s, 6))
         oldest = self._branch_from([info, *self._snapshots.infos()])
-        self._journal.note_snapshot(self._run_id, self._epoch, note, oldest)
+        self._told = (note, oldest)
+        self.tell_again()
         self.seq, self.executed_s = copied.seq, copied.executed_s
 
     def _tidy(self) -> None:

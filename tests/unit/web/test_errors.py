@@ -19,7 +19,8 @@ from werkzeug.exceptions import ImATeapot, NotFound
 
 from schemas.errors import SignalError
 from schemas.service import ErrorEnvelope
-from web.errors import as_signal_error, flatten, validation_error
+from web.errors import as_signal_error, error_answer, flatten, validation_error
+from workers.storage import StorageAway
 
 JSON = {"Content-Type": "application/json"}
 
@@ -55,6 +56,19 @@ def test_many_wrong_fields_are_named_up_to_a_bound() -> None:
     error = validation_error({"batch_data": {i: ["bad"] for i in range(1000)}})
     assert len(error.details) == 100
     assert error.message.startswith("1000 fields are wrong")
+
+
+def test_facts_for_a_program_are_shown(app: Flask) -> None:
+    with app.test_request_context():
+        answer = error_answer(SignalError("queue_full", data={"queued": 7}))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    error = json.loads(answer.data)["error"]
+    assert error["data"] == {"queued": 7}
+    assert not ErrorEnvelope().validate({"error": error})
+
+
+def test_storage_that_is_away_is_no_defect_of_ours() -> None:
+    assert as_signal_error(StorageAway("the bucket")).code == "unavailable"
 
 
 def _operational(text: str) -> sqlalchemy.exc.OperationalError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -9,12 +10,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from flask.testing import FlaskClient
 
+from tests.unit.web.test_projector import RUN, add_run
+from web import create_app
+from web.accounts.service import create_key
 from web.events import stream as streaming
 from web.events.service import Page
 from web.events.stream import line_of, stream
 from web.events.tables import RunEventRow
+from workers.settings import Settings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -105,3 +111,31 @@ def test_the_document_tells_of_both_forms(client: FlaskClient) -> None:
     assert "204" in events["responses"]
     names = {parameter["name"] for parameter in events["parameters"]}
     assert {"after", "wait", "limit", "Last-Event-ID"} <= names
+
+
+@pytest.fixture
+def crowded(settings: Settings) -> Iterator[FlaskClient]:
+    """A client of an application with one place for long polls."""
+    application = create_app(dataclasses.replace(settings, max_waits=1))
+    services = application.extensions["signal"]
+    add_run(services.db, RUN, {})
+    client = application.test_client()
+    key = create_key(services.db, "ann")[1]
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+    yield client
+    services.close()
+
+
+def test_a_stream_holds_one_of_the_places_for_long_polls(crowded: FlaskClient) -> None:
+    path, accept = f"/runs/{RUN}/events", {"Accept": "text/event-stream"}
+    for _ in range(2):
+        first = crowded.get(path, headers=accept)
+        assert (first.status_code, first.mimetype) == (200, "text/event-stream")
+        refused = crowded.get(path, headers=accept)
+        assert refused.status_code == 429
+        assert crowded.get(f"{path}?wait=1").status_code == 429
+        assert crowded.get(path).json == {
+            "object": "list", "data": [], "has_more": False, "next_after": 0, "ended": False,
+        }  # fmt: skip
+        # Read or not, a client that goes away frees it.
+        first.close()

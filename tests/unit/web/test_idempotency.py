@@ -155,3 +155,19 @@ def _age(db: Database, user_id: str, by: timedelta) -> None:
     with db.writing() as session:
         row = session.get_one(IdempotencyRow, (user_id, "k"))
         row.claimed_at = row.claimed_at - by - timedelta(seconds=1)
+
+
+def test_the_answers_about_a_deleted_run_go(
+    db: Database, keys: IdempotencyKeys, user_id: str
+) -> None:
+    made = keys.claim(user_id, "made", "d")
+    run_id = f"run_{made.token}"
+    keys.claim(user_id, "about", "d", run_id)
+    keys.claim(user_id, "other", "d", "run_other")
+    for key in ("made", "about", "other"):
+        keys.store(user_id, key, 201, b"{}")
+    with db.writing() as session:
+        service.forget(session, run_id)
+    assert keys.claim(user_id, "other", "d").answer is not None
+    assert keys.claim(user_id, "made", "d").answer is None
+    assert keys.claim(user_id, "about", "d").answer is None

@@ -40,7 +40,7 @@ for i = 1, count do
   if lane ~= '' then
     local have = redis.call('HGET', P .. 'lane:' .. lane, 'm:' .. cseq)
     if have then
-      local number, given, digest = string.match(have, '^(%d+),(%x+),(%x*)$')
+      local number, given, digest = string.match(have, '^(%d+),(%x+),(.*)$')
       if digest ~= string.sub(arg(i, 8), 1, 32) then return {'client_seq_conflict', i} end
       replays[i], given_tags[i] = number, given
     else

@@ -65,11 +65,12 @@ local function end_open(status, err, at)
 end
 
 -- The run stands still at this state until its owner has taken note; nothing waits behind it.
-local function roll_back(at_seq)
+-- Without an event when a worker that lives is about to say to which state it goes back.
+local function roll_back(at_seq, silent)
   redis.call('HSET', P .. 'head', 'hold', 'rolled_back', 'hold_info',
     string.format('{"at_seq":%d}', at_seq), 'rolled', '1')
   redis.call('HDEL', P .. 'head', 'running', 'stop', 'bell', 'doom_upto', 'doom_seq')
-  event('rolled_back', 'data', string.format('{"at_seq":%d}', at_seq))
+  if not silent then event('rolled_back', 'data', string.format('{"at_seq":%d}', at_seq)) end
 end
 
 local function close(status, err, entry_status, entry_err)

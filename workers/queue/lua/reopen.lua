@@ -6,6 +6,6 @@ redis.call('HSET', P .. 'head', 'owner', ARGV[1], 'ttl', ARGV[2], 'epoch', ARGV[
   'worker_state', ARGV[4] ~= '' and 'ready' or '', 'device', '', 'hold', '', 'hold_info', '', 'move', '',
   'activity', stamp(now()))
 redis.call('SADD', 'sig:runs', RUN)
-roll_back(tonumber(ARGV[5]))
+roll_back(tonumber(ARGV[5]), ARGV[4] ~= '')
 redis.call('PUBLISH', 'sig:pool', RUN)
 return {'ok'}
