@@ -18,7 +18,7 @@ from schemas.errors import SignalError
 from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
 from workers.engine.linear import Slot
-from workers.engine.memory import Budget
+from workers.engine.memory import Budget, release_freed
 from workers.engine.parameters import Parameters
 from workers.engine.quantized import check_quantization, linear_class
 from workers.engine.weights import FolderTensors
@@ -118,6 +118,7 @@ def load_base(
         from workers.engine.pretrained import load_pretrained
 
         decoder = load_pretrained(folder, kind, where, slot, layer)
+    release_freed()
     if not decoder.layers:
         raise SignalError(
             "model_load_failed", "The model has no linear layer that could take an adapter."
