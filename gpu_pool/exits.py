@@ -55,6 +55,12 @@ def blames(end: End) -> bool:
     )
 
 
+def from_outside(end: End) -> bool:
+    """Whether somebody else ended the process: neither what it ran nor what it was started for did."""
+    killed = end.status in (-signal.SIGKILL, -signal.SIGTERM)
+    return killed and not end.out_of_memory
+
+
 def logged_status(log: str, pid: int) -> int | None:
     """The status that the Celery parent wrote into the worker's log when it read that of `pid`."""
     for found in reversed(list(_LOGGED.finditer(log))):

@@ -16,6 +16,7 @@ from enum import StrEnum
 from gpu_pool import parting
 from gpu_pool.control import Report
 from gpu_pool.devices import Slot
+from gpu_pool.exits import from_outside
 from gpu_pool.grants import WarmWorker
 from gpu_pool.leases import Lease
 from gpu_pool.parting import Parting
@@ -175,7 +176,7 @@ class SlotKeeper:
             return
         end = self.worker.ended()
         if end is not None and self.phase != Phase.ENDING:
-            self._lose(Loss(self.worker.why(end), self.worker.blames(end)))
+            self._lose(Loss(self.worker.why(end), self.worker.blames(end), from_outside(end)))
         if self.phase == Phase.ENDING:
             self._bury(self.worker)
         else:

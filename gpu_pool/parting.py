@@ -39,7 +39,7 @@ def lost_host(host: str) -> Parting:
 
 
 def lost_worker(why: str, *, blame: bool) -> Parting:
-    """A worker that had its run ready is gone."""
+    """A worker that had its run ready is gone, or one that was killed from outside."""
     return Parting("worker_lost", why, blame)
 
 

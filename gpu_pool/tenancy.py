@@ -42,10 +42,12 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True)
 class Loss:
-    """The worker is of no use any more; `blame` when the running operation is why."""
+    """The worker is of no use any more; `blame` when the running operation is why, `outside` when
+    neither it nor the run's start is."""
 
     why: str
     blame: bool = False
+    outside: bool = False
 
 
 class Tenancy:
@@ -82,7 +84,7 @@ class Tenancy:
 
     def lost(self, loss: Loss, last_words: str) -> Parting:
         """How run and worker part when the worker is lost."""
-        if self.ready:
+        if self.ready or loss.outside:
             return parting.lost_worker(loss.why, blame=loss.blame)
         return parting.failed_start(loss.why, last_words, blame=loss.blame)
 

@@ -12,7 +12,8 @@ ROWS = [{"tokens": [(7 * i + 3 * k) % 500 + 5 for k in range(12)]} for i in rang
 TOO_LARGE = [{"tokens": [5, 6, 7], "weights": [3e38, 3e38, 3e38]}]
 CONFIG: dict[str, Any] = {"base_model": "tiny", "lora_r": 4, "seed": SEED}
 # What differs between two executions of the same operation and is no number of the run's.
-_OWN = ("timings", "created_at", "artifact_uri", "run_id")
+_OWN = ("timings", "artifact_uri", "size_bytes")
+_MANIFEST = ("mode", "seq", "step", "base_model", "config", "files")
 
 Operation = dict[str, Any]
 
@@ -49,11 +50,11 @@ def course(steps: int = STEPS) -> list[Operation]:
 
 
 def essence(value: Any) -> Any:
-    """A result without what may differ: times, names of the run, the length of files that hold them."""
+    """A result without what may differ: times, names of the run, sizes of files that hold them."""
     if isinstance(value, dict):
-        # A manifest's own hash covers its times; those of its files are compared.
-        own = (*_OWN, "sha256") if "format" in value else _OWN
-        return {name: essence(one) for name, one in value.items() if name not in own}
+        # A manifest also holds times and names of its own; the hashes of its files are compared.
+        kept = _MANIFEST if "format" in value else tuple(value)
+        return {name: essence(value[name]) for name in kept if name not in _OWN}
     if isinstance(value, list):
         return [essence(one) for one in value]
     return value

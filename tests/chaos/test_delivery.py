@@ -17,7 +17,7 @@ import pytest
 from gpu_pool.process import Process
 from tests.chaos.conftest import Reference
 from tests.chaos.course import course, difference, forward
-from tests.chaos.harness import Chaos, another_host
+from tests.chaos.harness import Chaos, another_host, kill
 from tests.support.api import Run
 from tests.support.inside import until
 from tests.support.plan import ended, futures
@@ -218,6 +218,25 @@ def test_a_killed_worker_is_not_blamed_for_what_it_ran(chaos: Chaos, reference: 
             hit = chaos.points.await_hit("applied", 60)
             os.kill(hit.pid, signal.SIGKILL)
         assert difference(outcomes(chaos, ids), reference.results[: len(ids)]) is None
+
+
+def test_a_rebuild_may_be_killed_as_often_as_anybody_likes(
+    chaos: Chaos, reference: Reference
+) -> None:
+    """Seven SIGKILLs in a row before the run is ready again: its work is not given up."""
+    operations = course()[:40]
+    with chaos.run() as run:
+        ids = ended_ids(chaos, run, operations[:20])
+        worker = chaos.victim("worker_child", run.id)
+        assert worker is not None
+        chaos.points.arm("restore.loading", "kill")
+        kill(worker)
+        for blow in range(7):
+            chaos.points.await_hit("restore.loading", 60)
+            if blow < 6:
+                chaos.points.arm("restore.loading", "kill")
+        ids += futures(run, operations[20:])
+        assert difference(outcomes(chaos, ids), reference.results[:40]) is None
 
 
 def gone(pid: int) -> bool:

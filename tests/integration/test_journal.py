@@ -404,26 +404,25 @@ def test_readers_see_every_entry_while_they_are_sealed(valkey: Valkey, journal: 
         journal.append(RUN, [new(body=b"%d" % (first + i + 1)) for i in range(50)])
     work_off(journal)
     redis = connect(valkey.url)
-    reader = Journal(redis, journal.storage, journal.settings)
+    sealing = Journal(redis, journal.storage, journal.settings)
 
     def seal() -> None:
         for upto in range(1, count + 1):
-            journal.seal(RUN, 1, upto)
+            sealing.seal(RUN, 1, upto)
 
     thread = threading.Thread(target=seal)
     thread.start()
-    looks = 0
-    while thread.is_alive():
-        looks += 1
-        read = [(past.seq, past.body) for past in reader.past(RUN, 0, count)]
-        assert read == [(seq, b"%d" % seq) for seq in range(1, count + 1)]
-        listed = [entry.seq for entry in reader.finished_after(RUN, 0, count)]
-        assert listed == list(range(1, count + 1))
-        head = reader.head(RUN)
-        assert head is not None and head.seq_count == count
-    thread.join()
-    redis.close()
-    assert looks > 5
+    try:
+        while thread.is_alive():
+            read = [(past.seq, past.body) for past in journal.past(RUN, 0, count)]
+            assert read == [(seq, b"%d" % seq) for seq in range(1, count + 1)]
+            listed = [entry.seq for entry in journal.finished_after(RUN, 0, count)]
+            assert listed == list(range(1, count + 1))
+            head = journal.head(RUN)
+            assert head is not None and head.seq_count == count
+    finally:
+        thread.join()
+        redis.close()
 
 
 def test_redis_holds_no_more_of_a_run_than_is_unsealed(journal: Journal) -> None:

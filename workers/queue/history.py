@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import cast
 
 from schemas.errors import SignalError
@@ -63,33 +63,39 @@ class History(Scripts):
         return None if found is None else found.entry(run_id)
 
     def finished_after(self, run_id: str, after_seq: int, limit: int) -> list[Entry]:
-        """Finished entries with a seq above `after_seq`, in order, at most `limit`."""
+        """Finished entries with a seq above `after_seq`, in order, at most `limit`.
+
+        Those that are kept nowhere any more are passed over.
+        """
         found: list[Entry] = []
-        for _ in range(_LOOKS):
-            head = self.head(run_id)
-            if head is None:
-                return []
+        after, looks = after_seq, 0
+        while (head := self.head(run_id)) is not None:
             # A run that has ended has no unfinished operation, whatever was applied.
             known = head.seq_count if head.closed else head.applied
             last = min(after_seq + limit, known)
-            sealed = self.segments.between(run_id, after_seq, min(last, head.base))
-            after = max(after_seq, head.base)
-            unsealed = self._entries_of(run_id, head.base, after, last)
-            found = [*(past.entry(run_id) for past in sealed), *unsealed]
-            if [entry.seq for entry in unsealed] == list(range(after + 1, last + 1)):
-                break  # otherwise entries were sealed between two of these looks
+            if after >= last or looks == _LOOKS:
+                break
+            page = self._entries_of(head, after, last)
+            found += page
+            after += len(page)
+            looks = 0 if page else looks + 1
+            if looks == _LOOKS and after < head.base:
+                after, looks = head.base, 0
         return found
 
-    def _entries_of(self, run_id: str, base: int, after: int, last: int) -> list[Entry]:
-        """What lies in Redis at the places after < seq <= last, if `base` is still the base."""
-        if last <= after:
-            return []
-        numbers = cast(
-            list[bytes],
-            self.redis.lrange(keys.prefix(run_id) + "order", after - base, last - 1 - base),
+    def _entries_of(self, head: Head, after: int, last: int) -> list[Entry]:
+        """Entries of the seqs behind `after` without a gap, some of those up to `last`."""
+        if after < head.base:
+            sealed = self.segments.between(head.run_id, after, min(last, head.base))
+            return [past.entry(head.run_id) for past in sealed]
+        first, end = after - head.base, last - 1 - head.base
+        numbers = self.redis.lrange(keys.prefix(head.run_id) + "order", first, end)
+        rows = self.entries(head.run_id, [int(number) for number in cast(list[bytes], numbers)])
+        # What was sealed since the look at the head is not here, or is in another place.
+        whole = takewhile(
+            lambda it: it[1] is not None and it[1].seq == it[0], enumerate(rows, after + 1)
         )
-        found = self.entries(run_id, [int(number) for number in numbers])
-        return [entry for entry in found if entry is not None]
+        return [entry for _, entry in whole if entry is not None]
 
     def result(self, entry: Entry) -> bytes | None:
         """The result's bytes; None when it has none or its time to live is over."""

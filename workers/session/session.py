@@ -105,7 +105,12 @@ class Session:
         self._done: dict[int, None] = {}
         self.recent = Recent(0, 2 * journal.settings.snapshot_max_bytes)
         self.snapshots = Snapshotter(
-            journal, Snapshots(journal.storage, run_id), run_id, epoch, self.recent.forget
+            journal,
+            Snapshots(journal.storage, run_id),
+            run_id,
+            epoch,
+            self.recent.forget,
+            rooted=not spec.get("origin"),
         )
 
     # --- a rebuild's view ---------------------------------------------------------------------

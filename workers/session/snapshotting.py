@@ -55,8 +55,14 @@ class Snapshotter:
         run_id: str,
         epoch: int,
         sealed: Callable[[int], None],
+        *,
+        rooted: bool = True,
     ) -> None:
-        """`sealed(seq)` is called, from the writing thread, when the journal is sealed up to a seq."""
+        """`sealed(seq)` is called, from the writing thread, when the journal is sealed up to a seq.
+
+        `rooted` is false for a run that began from another's state: it cannot be replayed from nothing.
+        """
+        self._rooted = rooted
         self._journal, self._snapshots = journal, snapshots
         self._run_id, self._epoch, self._sealed = run_id, epoch, sealed
         self._settings = journal.settings
@@ -143,7 +149,7 @@ class Snapshotter:
 
     def _tell(self, copied: Copied, info: SnapshotInfo) -> None:
         note = Snapshot(copied.seq, info.key, time.time(), info.size_bytes, round(self._cost_s, 6))
-        oldest = self._branch_from([info, *self._snapshots.infos()])
+        oldest = self._branch_from(info)
         self._told = (note, oldest)
         self.tell_again()
         self.seq, self.executed_s = copied.seq, copied.executed_s
@@ -172,6 +178,9 @@ class Snapshotter:
             time.time() - max(settings.result_ttl_s, 0),
         )
 
-    @staticmethod
-    def _branch_from(infos: list[SnapshotInfo]) -> int:
-        return min(info.seq for info in infos)
+    def _branch_from(self, newest: SnapshotInfo) -> int:
+        """The oldest seq to which the run can be brought again."""
+        segments = self._journal.segments.all(self._run_id)
+        if self._rooted and (not segments or segments[0].first == 1):
+            return 0
+        return min(info.seq for info in (newest, *self._snapshots.infos()))
