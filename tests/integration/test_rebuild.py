@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from workers.queue.journal import Closed, Fenced, Journal, connect
 from workers.queue.records import NewEntry
 from workers.session.session import Session
 from workers.storage import LocalStorage
+from workers.text.rows import Row, pack_rows
 
 RUN, OTHER = "run_0123456789abcdef", "run_00000000000000aa"
 PLAN = loop(8)
@@ -119,6 +122,48 @@ def test_a_rebuild_follows_settings_and_recorded_plans(
     records = [past.record for past in history(journal, RUN, len(plan))]
     plans = [record["plan"]["batches"] for record in records if "batches" in record["plan"]]
     assert all(len(batches) == 2 for batches in plans) and len(plans) > 6
+    again = sessions.attach(RUN, 2, config=config)
+    head = head_of(sessions)
+    assert (head.applied, head.hold) == (len(plan), "")
+    assert proof(again) == proof(session)
+
+
+def preferred(loss: str, seed: int, **options: Any) -> NewEntry:
+    """A forward_backward of two pairs, or of two labelled rows with their mismatched copies."""
+    rng, rows = random.Random(seed), []
+    for number in range(4):
+        ids = [rng.randrange(5, 500) for _ in range(rng.randrange(6, 9))]
+        values = {"chosen": float(number % 2 == 0)} if loss == "dpo" else {"label": number % 2}
+        counted = array("f", [0.0] + [1.0] * (len(ids) - 2))
+        trained = loss == "dpo" or number < 2
+        tokens, targets = array("i", ids[:-1]), array("i", ids[1:])
+        rows.append(Row(tokens, targets, counted, {}, values, number // 2, trained))
+    body = {
+        "loss_fn": loss,
+        "loss_kwargs": options,
+        "accumulate": True,
+        "rows": pack_rows(rows),
+    }
+    return NewEntry("forward_backward", msgpack.packb(body), tokens=20, digest=f"p{seed}")
+
+
+def test_a_rebuild_follows_every_pass_of_a_loss(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the reference and of a statistic too, and drops what was dropped."""
+    journal, config = sessions.journal, {**CONFIG, "lora_dropout": 0.2}
+    plan = []
+    for number in range(3):
+        plan += [preferred("dpo", 2 * number), step(), preferred("kto", 2 * number + 1), step()]
+    journal.append(RUN, plan)
+    session = sessions.attach(RUN, 1, config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_TOKENS", 4)
+        patch.setattr(session.trainer.base.budget, "ceiling", 8)
+        session.drain()
+    plans = [past.record["plan"] for past in history(journal, RUN, len(plan))][::2]
+    assert all(len(one["batches"]) == 2 and len(one["reference"]["batches"]) == 4 for one in plans)
+    assert [len(one["statistics"]["batches"]) for one in plans if "statistics" in one] == [2] * 3
     again = sessions.attach(RUN, 2, config=config)
     head = head_of(sessions)
     assert (head.applied, head.hold) == (len(plan), "")

@@ -52,25 +52,15 @@ def token_stats(
     if not entropy and not top and targets.dim() == 1 and not head.trained:
         return TokenStats(token_logprobs(hidden, targets, head))
     columns = targets.unsqueeze(1) if targets.dim() == 1 else targets
-    leaves = head.leaves
-    made = _Recomputed.apply(hidden, columns, head, entropy, *leaves)  # type: ignore[no-untyped-call]
+    made = _Recomputed.apply(hidden, columns, head, entropy, top, *head.leaves)  # type: ignore[no-untyped-call]
     logprobs = made[0].squeeze(1) if targets.dim() == 1 else made[0]
-    ids, values = _likeliest(hidden, head, top) if top else (None, None)
+    ids, values = (made[2], made[3]) if top else (None, None)
     return TokenStats(logprobs, made[1] if entropy else None, ids, values)
 
 
 def _rows(head: Head) -> int:
     """Positions in one chunk."""
     return max(1, CHUNK_ELEMENTS // head.weight.shape[0])
-
-
-@torch.no_grad()
-def _likeliest(hidden: Tensor, head: Head, top: int) -> tuple[Tensor, Tensor]:
-    parts = [
-        head.logits(h).log_softmax(1).topk(min(top, head.weight.shape[0]), dim=1)
-        for h in torch.split(hidden, _rows(head))
-    ]
-    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
 
 
 class _Kept(torch.autograd.Function):
@@ -113,23 +103,34 @@ def _chunk(
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: Head, entropy: bool, *_leaves: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        rows = _rows(head)
-        logprobs, entropies = [], []
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        head: Head,
+        entropy: bool,
+        top: int,
+        *_leaves: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, most = _rows(head), min(top, head.weight.shape[0])
+        logprobs, entropies, ids, values = [], [], [], []
         for h, y in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             found = head.logits(h).log_softmax(1)
             logprobs.append(found.gather(1, y))
             entropies.append(_entropy(found) if entropy else found.new_zeros(len(y)))
+            likeliest = found.topk(most, dim=1)
+            ids.append(likeliest.indices)
+            values.append(likeliest.values)
         ctx.save_for_backward(hidden, targets)
         ctx.head, ctx.entropy = head, entropy
-        return _cat(logprobs), _cat(entropies)
+        made = _cat(logprobs), _cat(entropies), _cat(ids), _cat(values)
+        ctx.mark_non_differentiable(*made[2:])
+        return made
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets = ctx.saved_tensors
         rows, by_hidden, by_leaves = _rows(ctx.head), [], None
-        split = (torch.split(part, rows) for part in (hidden, targets, *gradients))
+        split = (torch.split(part, rows) for part in (hidden, targets, *gradients[:2]))
         for h, y, slopes, by_entropy in zip(*split, strict=True):
             by_logits = _by_logits(ctx.head, h, y, slopes, by_entropy if ctx.entropy else None)
             by_h, leaves = ctx.head.backward(by_logits, h)
@@ -138,7 +139,7 @@ class _Recomputed(torch.autograd.Function):
                 by_leaves = leaves
             else:
                 by_leaves = [old.add_(new) for old, new in zip(by_leaves, leaves, strict=True)]
-        return _cat(by_hidden), None, None, None, *(by_leaves or [])
+        return _cat(by_hidden), None, None, None, None, *(by_leaves or [])
 
 
 def _by_logits(

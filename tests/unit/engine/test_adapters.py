@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from workers.engine.dropout import Dropout, philox
 from workers.engine.lora import LoraSpec
 from workers.engine.random import philox as numpy_philox
 from workers.engine.trainer import Trainer
+from workers.text.rows import Row
 
 # peft 0.21 asks transformers 5.23 by an old name, and warns where a tied head takes an adapter.
 pytestmark = [
@@ -125,6 +127,20 @@ def test_a_new_adapter_changes_nothing_and_its_state_goes_on(base: Base, kind: s
     with pytest.raises(SignalError) as caught:
         _run(base, r=5).restore(first.capture())
     assert caught.value.code == "state_mismatch"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_is_the_base_without_any_of_it(base64: Base, kind: str) -> None:
+    """An adapter that has learnt nothing is no better than the base; one that has, differs."""
+    rows = [
+        Row(row.tokens, row.targets, row.weights, {}, {"chosen": float(number == 0)}, 0)
+        for number, row in enumerate(ROWS[:2])
+    ]
+    fresh, other = _run(base64, noise=0.0, **KINDS[kind]), _run(base64, **KINDS[kind])
+    found = fresh.forward_backward(rows, "dpo", {})
+    assert found["loss"] == pytest.approx(math.log(2), rel=1e-9)
+    assert found["grad_norm"] > 0
+    assert abs(other.forward_backward(rows, "dpo", {})["loss"] - math.log(2)) > 1e-6
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "transformers"])

@@ -17,6 +17,7 @@ from workers.engine.export import import_adapter
 from workers.engine.lora import LoraSpec
 from workers.engine.trainer import Trainer
 from workers.session.tensor_file import read_tensors
+from workers.text.rows import Row
 
 ROWS = make_rows((9, 20, 5), seed=3)
 
@@ -63,6 +64,23 @@ def test_a_state_goes_on_and_an_export_is_taken_back(tiny: Path, tmp_path: Path)
     _, weights = first.export_adapter(tmp_path, "tiny")
     taken = import_adapter(first.adapter, {}, read_tensors(weights.read_bytes())[0])
     assert torch.equal(taken, first.adapter.master)
+
+
+def test_a_reference_must_be_given(tiny: Path) -> None:
+    run = _run(tiny)
+    rows = [
+        Row(row.tokens, row.targets, row.weights, {}, {"chosen": float(number == 0)}, 0)
+        for number, row in enumerate(ROWS[:2])
+    ]
+    with pytest.raises(SignalError, match="ref_logprobs") as caught:
+        run.forward_backward(rows, "dpo", {})
+    assert caught.value.code == "not_supported" and run.accumulated == 0
+    known = [
+        Row(row.tokens, row.targets, row.weights, {}, {**row.values, "ref_logps": -3.0}, 0)
+        for row in rows
+    ]
+    run.forward_backward(known, "dpo", {})
+    assert run.accumulated == 1 and gradient(run).any()
 
 
 def test_what_it_cannot_do_is_refused(tiny: Path, base: Base) -> None:

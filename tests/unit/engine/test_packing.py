@@ -188,28 +188,29 @@ def test_bfloat16_packing_stays_near_peft(tiny: Path) -> None:
 
 
 def test_what_the_model_says_without_a_derivative(base: Base) -> None:
-    """Log-probabilities, entropy and the likeliest tokens of each counted position, in any micro-batches."""
+    """Log-probabilities, entropy and the likeliest tokens of each counted position, in any micro-batches and
+    in the order of the rows."""
     run = make_trainer(base)
     asked = passes.Passes(base, run.adapter, ROWS, asked=passes.Asked(entropy=True, top=3))
-    whole, _ = asked.stats(make_plan(LENGTHS, 4096, "segments"))
+    found, one = asked.stats(make_plan(LENGTHS, 4096, "segments"))
     parts, plan = asked.stats(make_plan(LENGTHS, 40, "segments"))
-    assert len(whole) == 1 and len(parts) == len(plan.batches) > 1
+    assert len(one.batches) == 1 and len(plan.batches) > 1
     assert base.slot.terms is None
-    (batch, found) = whole[0]
+    at = 0
     with torch.no_grad(), base.activated(run.adapter):
-        for number, row in enumerate(batch.rows):
-            hidden = base.decoder.hidden(torch.tensor([list(ROWS[row].tokens)]))
+        for row in ROWS:
+            hidden = base.decoder.hidden(torch.tensor([list(row.tokens)]))
             expected = base.decoder.head.logits(hidden).log_softmax(-1)
-            kept = torch.tensor(list(ROWS[row].weights)) != 0
-            mine = batch.owners == number
-            targets = torch.tensor(list(ROWS[row].targets))[:, None]
+            kept = torch.tensor(list(row.weights)) != 0
+            mine = slice(at, at := at + int(kept.sum()))
+            targets = torch.tensor(list(row.targets))[:, None]
             logprobs = expected.gather(1, targets)[kept, 0]
             assert torch.allclose(found.logprobs[mine], logprobs, atol=1e-5)
             assert found.entropy is not None and found.top_ids is not None
             entropy = -(expected.exp() * expected).sum(1)[kept]
             assert torch.allclose(found.entropy[mine], entropy, atol=1e-5)
             assert torch.equal(found.top_ids[mine][:, 0], expected.argmax(1)[kept])
-    spread = torch.cat([stats.logprobs for _, stats in parts])
-    assert torch.allclose(spread, found.logprobs, atol=1e-5)
+    assert at == len(found.logprobs)
+    assert torch.allclose(parts.logprobs, found.logprobs, atol=1e-5)
     bare, _ = passes.Passes(base, None, ROWS).stats(plan)
-    assert not torch.allclose(bare[0][1].logprobs, parts[0][1].logprobs, atol=1e-3)
+    assert not torch.allclose(bare.logprobs, parts.logprobs, atol=1e-3)

@@ -314,7 +314,12 @@ def test_a_pair_that_is_not_finite_is_named_by_its_example(trainer: Make, bad: f
     assert (caught.value.code, caught.value.param) == ("non_finite", "batch_data.5")
     assert same(before, state(run))
     rows[3] = Row(
-        rows[3].tokens, rows[3].targets, rows[3].weights, {}, rows[2].values | {"chosen": 0.0}, 5
+        rows[3].tokens,
+        rows[3].targets,
+        rows[3].weights,
+        {},
+        dict(rows[2].values) | {"chosen": 0.0},
+        5,
     )
     run.forward_backward(rows, "dpo", {})
 
