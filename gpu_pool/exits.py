@@ -10,13 +10,12 @@ import signal
 from dataclasses import dataclass
 
 from gpu_pool.process import Process
+from workers.exit_codes import DEVICE_BROKEN
 
 # What code does to itself. SIGKILL and SIGTERM come from outside.
 _OWN_SIGNALS = frozenset(
     (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 )
-# The worker's own word that an operation broke the device.
-DEVICE_BROKEN = 71
 # billiard's words on a child: "… pid:12 exited with 'signal 11 (SIGSEGV)'", "… with 'exitcode 71'".
 _LOGGED = re.compile(r"pid:(\d+) exited with '(?:(signal) )?(?:exitcode )?(-?\d+)")
 

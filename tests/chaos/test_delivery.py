@@ -220,6 +220,7 @@ def test_a_killed_worker_is_not_blamed_for_what_it_ran(chaos: Chaos, reference: 
         assert difference(outcomes(chaos, ids), reference.results[: len(ids)]) is None
 
 
+@pytest.mark.long
 def test_a_rebuild_may_be_killed_as_often_as_anybody_likes(
     chaos: Chaos, reference: Reference
 ) -> None:

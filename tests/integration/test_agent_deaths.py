@@ -29,7 +29,6 @@ from tests.support.host import (
     sample,
     until,
 )
-from workers.queue import keys
 from workers.queue.app import wake
 
 STEPS = 6
@@ -498,8 +497,7 @@ def test_a_flushed_redis_and_no_worker_leave_the_newest_snapshot(one: Host) -> N
     with one.database.writing() as session:
         request = session.merge(one.request(run_id))
         request.requested_at = request.requested_at.replace(year=2025)
-    redis: Any = one.redis
-    redis.delete(keys.prefix(run_id) + "head")
+    one.journal.erase(run_id)
     head = until(lambda: one.journal.head(run_id))
     assert (head.hold, head.hold_info) == ("rolled_back", {"at_seq": 6})
     one.journal.close(waiting, "cancelled")

@@ -19,6 +19,7 @@ import msgpack
 from schemas.errors import SignalError
 from workers.engine.certificate import certificate
 from workers.engine.trainer import Trainer
+from workers.exit_codes import DEVICE_BROKEN
 from workers.failpoints import hit
 from workers.queue.records import Outcome, Taken
 from workers.session import artifacts
@@ -30,7 +31,6 @@ from workers.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
-DEVICE_BROKEN = 71
 
 
 class Abandoned(Exception):

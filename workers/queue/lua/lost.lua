@@ -9,6 +9,7 @@ if n and ARGV[3] == '1' then
   crashes = redis.call('HINCRBY', P .. 'e:' .. n, 'crashes', 1)
   if crashes >= tonumber(ARGV[4]) and entry(n, 'status') == 'running' then
     finish(n, 'failed', ARGV[5], now())
+    doom(n, entry(n, 'kind'), 'failed', seq)
   end
 end
 redis.call('HSET', P .. 'head', 'worker', '', 'worker_state', head('ever_ready') and 'rebuilding' or '')

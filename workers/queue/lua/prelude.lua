@@ -53,6 +53,8 @@ end
 -- An optim_step that is queued behind a failed forward_backward must not step on half a batch.
 local function doom(n, kind, status, seq)
   if kind == 'forward_backward' and status == 'failed' then
+    -- What is appended once the failure is known is not doomed: it may have been noted before its turn.
+    if head('doom_seq') == tostring(seq) then return end
     redis.call('HSET', P .. 'head', 'doom_upto', head('entries'), 'doom_seq', seq)
   elseif kind == 'optim_step' then
     redis.call('HDEL', P .. 'head', 'doom_upto', 'doom_seq')
