@@ -21,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test chaos check format bench bench-storm docs-errors clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine gpu-check docs-errors docs-losses clean
 
 ##@ Use it
 help: ## this list
@@ -68,8 +68,17 @@ bench: setup model ## latencies and throughput as JSON
 bench-storm: setup ## far more at once than anybody asks for, against a budget; minutes
 	@$(PYTHON) -m tests.bench.storm
 
+bench-engine: setup model ## training against transformers + peft on one thread, JSON and a table; minutes
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.engine
+
+gpu-check: setup ## numbers and speed on a GPU against transformers + peft, 1B and 8B shapes
+	@$(PYTHON) -m tests.bench.gpu
+
 docs-errors: setup ## docs/errors.md from schemas/errors.py
 	@$(PYTHON) deploy/docs_errors.py
+
+docs-losses: setup ## docs/losses.md from schemas/losses/
+	@$(PYTHON) deploy/docs_losses.py
 
 clean: ## remove caches and build outputs; the environment and the data stay
 	@rm -rf .cache build dist ./*.egg-info client_lib/*.egg-info client_lib/build

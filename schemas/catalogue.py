@@ -6,8 +6,8 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
+from schemas.content import MAX_MESSAGES, MAX_TEXT, Message
 from schemas.fields import Input, OneOf, Output, StrictBoolean, TokenList
-from schemas.operations import MAX_MESSAGES, MAX_TEXT, Message
 
 
 class Model(Output):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields
@@ -108,6 +109,63 @@ class FloatList(fields.Field[list[float]]):
             index = next(i for i, item in enumerate(value) if not _fits_float32(item))
             raise ValidationError({index: ["Not a finite number within float32."]})
         return value  # type: ignore[no-any-return]
+
+
+MAX_WIDTH = 128
+
+
+class _Wide(fields.Field[Any]):
+    """A list that may also hold a list of K entries per position: [N] or [N][K], one K for all."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> Any:
+        if not (isinstance(value, list) and value and isinstance(value[0], list)):
+            return super()._deserialize(value, attr, data, **kwargs)
+        width = len(value[0])
+        if not 1 <= width <= MAX_WIDTH:
+            raise ValidationError({0: [f"1 to {MAX_WIDTH} entries per position are allowed."]})
+        for index, entries in enumerate(value):
+            if not isinstance(entries, list) or len(entries) != width:
+                raise ValidationError({index: [f"A list of {width} entries is needed, as before."]})
+        try:
+            super()._deserialize(list(chain.from_iterable(value)), attr, data, **kwargs)
+        except ValidationError as error:
+            raise ValidationError(_by_position(error.messages, width)) from None
+        return value
+
+
+def _by_position(messages: Any, width: int) -> Any:
+    if not isinstance(messages, dict):
+        return messages
+    return {index // width: {index % width: found} for index, found in messages.items()}
+
+
+def _wide_schema(items: dict[str, Any]) -> dict[str, Any]:
+    flat = {"type": "array", "items": items, "minItems": 1, "maxItems": 1_000_000}
+    inner = {"type": "array", "items": items, "minItems": 1, "maxItems": MAX_WIDTH}
+    return {"oneOf": [flat, {"type": "array", "items": inner, "minItems": 1}]}
+
+
+class WideTokens(_Wide, TokenList):
+    """Token ids, one or K per position, checked in one pass."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = _documented(self, {"type": "integer", "minimum": 0, "maximum": INT32_MAX})
+
+
+class WideFloats(_Wide, FloatList):
+    """Finite numbers, one or K per position, checked in one pass."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = _documented(self, {"type": "number"})
+
+
+def _documented(field: fields.Field[Any], items: dict[str, Any]) -> dict[str, Any]:
+    """A field's metadata with the bounds of a plain list replaced by those of either form."""
+    plain = ("type", "items", "minItems", "maxItems")
+    kept = {name: value for name, value in field.metadata.items() if name not in plain}
+    return {**kept, **_wide_schema(items)}
 
 
 class Labels(fields.Field[dict[str, str]]):

@@ -2,86 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from marshmallow import ValidationError, fields, validate, validates_schema
 
-from schemas.fields import (
-    FiniteFloat,
-    FloatList,
-    Input,
-    OneOf,
-    StrictBoolean,
-    StrictInteger,
-    TokenList,
-)
+from schemas.content import CONTENT, check_content, content_kind
+from schemas.examples import TrainingExample
+from schemas.fields import FiniteFloat, Input, OneOf, StrictBoolean, StrictInteger
 
 MAX_BATCH = 128
-MAX_TEXT = 32_768
-MAX_MESSAGES = 50
-ROLES = ("system", "user", "assistant", "tool")
-KINDS = ("forward_backward", "optim_step", "sample", "save_state", "load_state")
+KINDS = (
+    "forward_backward",
+    "forward",
+    "optim_step",
+    "sample",
+    "save_state",
+    "load_state",
+)
 NAME = validate.Regexp(
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z",
     error="1 to 100 of A-Z a-z 0-9 . _ -, not beginning with a mark.",
 )
-FORMATS = ("text", "messages", "tokens")
-
-
-def _not_blank(value: str) -> None:
-    if not value.strip():
-        raise ValidationError("Must not be empty.")
-
-
-class Message(Input):
-    """One turn of a conversation."""
-
-    role = fields.String(required=True, validate=validate.OneOf(ROLES))
-    content = fields.String(required=True, validate=validate.Length(max=MAX_TEXT))
-
-
-class TrainingExample(Input):
-    """One row of a batch in exactly one of three forms: `text`, `messages`, or `tokens`."""
-
-    text = fields.String(
-        validate=[validate.Length(1, MAX_TEXT), _not_blank],
-        metadata={"description": "Loss on every token."},
-    )
-    messages = fields.List(
-        fields.Nested(Message),
-        validate=validate.Length(1, MAX_MESSAGES),
-        metadata={"description": "A conversation; loss on the assistant's turns only."},
-    )
-    tokens = TokenList(metadata={"description": "Input token ids."})
-    targets = TokenList(
-        metadata={
-            "description": (
-                "Already shifted: targets[i] is predicted after tokens[i]. Left out: the next token; the "
-                "last position then predicts nothing."
-            )
-        }
-    )
-    weights = FloatList(metadata={"description": "weights[i] belongs to targets[i]; left out: 1."})
-
-    @validates_schema
-    def _one_format(self, data: dict[str, Any], **kwargs: Any) -> None:
-        found = [name for name in FORMATS if name in data]
-        if len(found) != 1:
-            names = ", ".join(FORMATS)
-            raise ValidationError(
-                f"Exactly one of {names} is needed, not {len(found)}.",
-                found[1] if found[1:] else "text",
-            )
-        for name in ("targets", "weights"):
-            if name not in data:
-                continue
-            if found[0] != "tokens":
-                raise ValidationError("Goes with tokens only.", name)
-            if len(data[name]) != len(data["tokens"]):
-                raise ValidationError(
-                    f"Has {len(data[name])} entries, tokens has {len(data['tokens'])}.", name
-                )
 
 
 class Placed(Input):
@@ -117,19 +58,52 @@ class ForwardBackwardRequest(Placed):
         load_default="causal_lm",
         validate=validate.Length(1, 64),
         metadata={
-            "description": "causal_lm (mean over weighted tokens) or cross_entropy (weighted sum)."
+            "description": (
+                "causal_lm, cross_entropy, custom; dpo, ipo, simpo, orpo, kto, reward_modeling; "
+                "importance_sampling, ppo, grpo, gspo, cispo, dro, conservative_ppo; or an operator's own. "
+                "docs/losses.md has their formulas, rows and options."
+            )
         },
     )
     loss_kwargs = fields.Dict(
         keys=fields.String(),
         load_default=dict,
-        metadata={"description": "Options of the loss; these two take none."},
+        metadata={"description": "Options of the loss, such as `beta`; an unknown one is refused."},
     )
     accumulate = StrictBoolean(
         load_default=True,
         metadata={
             "description": (
                 "Add to the gradients since the last optim_step (true), or discard those first (false)."
+            )
+        },
+    )
+
+
+class ForwardRequest(Placed):
+    """POST /runs/{id}/forward: log-probabilities of the weights as they are here, without a gradient."""
+
+    batch_data = fields.List(
+        fields.Nested(TrainingExample),
+        required=True,
+        validate=validate.Length(1, MAX_BATCH),
+        metadata={
+            "description": (
+                "Rows as of forward_backward, of any loss: their tokens, targets and weights are read, what "
+                "only a loss looks at is not."
+            )
+        },
+    )
+    top_k = StrictInteger(
+        load_default=0,
+        validate=validate.Range(0, 20),
+        metadata={"description": "The likeliest tokens of each position, with log-probabilities."},
+    )
+    prompt_logprobs = StrictBoolean(
+        load_default=False,
+        metadata={
+            "description": (
+                "Every position (true), prompts included, or those alone that a loss would count."
             )
         },
     )
@@ -177,18 +151,7 @@ class SampleRequest(Placed):
             "type": "array",
             "minItems": 1,
             "maxItems": MAX_BATCH,
-            "items": {
-                "oneOf": [
-                    {"type": "string", "minLength": 1, "maxLength": MAX_TEXT},
-                    {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"$ref": "#/components/schemas/Message"},
-                        "maxItems": MAX_MESSAGES,
-                    },
-                    {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
-                ]
-            },
+            "items": CONTENT,
         },
     )
     max_tokens = StrictInteger(load_default=512, validate=validate.Range(1, 131_072))
@@ -253,51 +216,25 @@ class SampleRequest(Placed):
             raise ValidationError(f"prompts x n is {count}; at most 1,024 samples per call.", "n")
 
 
-def prompt_kind(prompt: Any) -> str | None:
-    """ "text", "messages" or "tokens"; None when it is none of them."""
-    if isinstance(prompt, str):
-        return "text"
-    if isinstance(prompt, list) and prompt:
-        return "messages" if isinstance(prompt[0], dict) else "tokens"
-    return None
-
-
 def _check_prompts(prompts: Any) -> None:
     if not isinstance(prompts, list) or not 1 <= len(prompts) <= MAX_BATCH:
         raise ValidationError(f"A list of 1 to {MAX_BATCH} prompts is needed.", "prompts")
-    kinds = {prompt_kind(prompt) for prompt in prompts}
+    kinds = {content_kind(prompt) for prompt in prompts}
     if None in kinds:
-        index = next(i for i, prompt in enumerate(prompts) if prompt_kind(prompt) is None)
+        index = next(i for i, prompt in enumerate(prompts) if content_kind(prompt) is None)
         raise ValidationError(
             {"prompts": {index: ["A text, a list of messages or a list of token ids is needed."]}}
         )
     if len(kinds) > 1:
         raise ValidationError("All prompts of a call must be of one kind.", "prompts")
-    load = _PROMPT_LOADERS[kinds.pop() or ""]
     errors: dict[int, Any] = {}
     for index, prompt in enumerate(prompts):
         try:
-            load(prompt)
+            check_content(prompt)
         except ValidationError as error:
             errors[index] = error.messages
     if errors:
         raise ValidationError({"prompts": errors})
-
-
-def _load_text(value: str) -> None:
-    if not value:
-        raise ValidationError(["Must not be empty."])
-    if len(value) > MAX_TEXT:
-        raise ValidationError([f"At most {MAX_TEXT:,} characters."])
-
-
-_MESSAGES = Message(many=True)
-
-
-def _load_messages(value: list[Any]) -> None:
-    if len(value) > MAX_MESSAGES:
-        raise ValidationError([f"At most {MAX_MESSAGES} messages."])
-    _MESSAGES.load(value)
 
 
 def _check_stop(stop: Any) -> None:
@@ -312,18 +249,6 @@ def _check_stop(stop: Any) -> None:
     ids = all(type(item) is int and 0 <= item < 2**31 for item in items)
     if not texts and not ids:
         raise ValidationError("Either texts of 1 to 256 characters or token ids, not both.", "stop")
-
-
-def _load_tokens(value: Any) -> None:
-    _TOKENS.deserialize(value)
-
-
-_TOKENS = TokenList()
-_PROMPT_LOADERS: dict[str, Callable[[Any], None]] = {
-    "text": _load_text,
-    "messages": _load_messages,
-    "tokens": _load_tokens,
-}
 
 
 class SaveStateRequest(Placed):
@@ -372,6 +297,7 @@ class LoadStateRequest(Placed):
 
 REQUESTS: dict[str, type[Placed]] = {
     "forward_backward": ForwardBackwardRequest,
+    "forward": ForwardRequest,
     "optim_step": OptimStepRequest,
     "sample": SampleRequest,
     "save_state": SaveStateRequest,

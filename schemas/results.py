@@ -10,6 +10,7 @@ from schemas.runs import ErrorBody
 STATUSES = ("pending", "running", "completed", "failed", "cancelled")
 OPERATION_KINDS = (
     "forward_backward",
+    "forward",
     "optim_step",
     "sample",
     "save_state",
@@ -36,17 +37,72 @@ class ForwardBackwardResult(Output):
         required=True, metadata={"description": "Optimizer steps taken before this call."}
     )
     loss = fields.Float(
-        required=True, metadata={"description": "Mean over weighted tokens, in nats."}
+        required=True,
+        metadata={
+            "description": (
+                "loss_sum over what the loss is a mean of (weights, rows, pairs); over num_tokens for a sum."
+            )
+        },
     )
-    loss_sum = fields.Float(
-        required=True, metadata={"description": "Weighted sum over tokens, in nats."}
-    )
+    loss_sum = fields.Float(required=True, metadata={"description": "In nats, of the whole batch."})
     num_tokens = fields.Integer(
         required=True, metadata={"description": "Tokens with a weight other than 0."}
     )
     grad_norm = fields.Float(
         required=True, metadata={"description": "L2 norm of this call's gradient."}
     )
+    metrics = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        required=True,
+        metadata={"description": "Of the loss, by the names in docs/losses.md; and input_tokens."},
+    )
+    timings = fields.Nested(Timings, required=True)
+
+
+class ForwardRow(Output):
+    """One row of a forward: a preference gives two, the chosen one first, a group one per response."""
+
+    example = fields.Integer(
+        required=True, metadata={"description": "Index in batch_data of what the row was made of."}
+    )
+    token_ids = fields.List(fields.Integer(), required=True)
+    target_ids = fields.List(
+        fields.Raw(),
+        required=True,
+        metadata={
+            "description": "target_ids[i] is predicted after token_ids[i]; K each where given."
+        },
+    )
+    logprobs = fields.List(
+        fields.Raw(allow_none=True),
+        required=True,
+        metadata={
+            "description": "Of target_ids, in the same shape, in nats; null where not computed."
+        },
+    )
+    top_token_ids = fields.List(
+        fields.Raw(allow_none=True),
+        required=True,
+        allow_none=True,
+        metadata={"description": "The top_k likeliest tokens of each position, or null."},
+    )
+    top_logprobs = fields.List(
+        fields.Raw(allow_none=True),
+        required=True,
+        allow_none=True,
+        metadata={"description": "Their log-probabilities, greatest first, or null."},
+    )
+
+
+class ForwardResult(Output):
+    """Answer of forward."""
+
+    seq = fields.Integer(required=True)
+    weights_step = fields.Integer(
+        required=True, metadata={"description": "Optimizer steps behind the weights."}
+    )
+    rows = fields.List(fields.Nested(ForwardRow), required=True)
     metrics = fields.Dict(keys=fields.String(), values=fields.Float(), required=True)
     timings = fields.Nested(Timings, required=True)
 
@@ -175,6 +231,7 @@ class CompleteResult(Output):
 
 RESULTS: dict[str, type[Output]] = {
     "forward_backward": ForwardBackwardResult,
+    "forward": ForwardResult,
     "optim_step": OptimStepResult,
     "sample": SampleResult,
     "save_state": SaveStateResult,

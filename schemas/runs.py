@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import ValidationError, fields, validate, validates
+from marshmallow import fields, validate
 
 from schemas.fields import FiniteFloat, Input, Labels, Output, StrictBoolean, StrictInteger, rfc3339
 from schemas.history import (
@@ -15,6 +15,7 @@ from schemas.history import (
     RunParent,
     RunSnapshot,
 )
+from schemas.run_config import SCHEDULERS, RunConfig
 
 RUN_STATUSES = (
     "queued",
@@ -29,106 +30,6 @@ RUN_STATUSES = (
     "failed",
 )
 CLOSED_STATUSES = ("completed", "cancelled", "failed")
-SCHEDULERS = ("constant", "linear", "cosine", "constant_with_warmup")
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class RunConfig(Input):
-    """How a run trains. A setting that this server cannot honour yet is refused by its name."""
-
-    base_model = fields.String(
-        required=True,
-        validate=validate.Length(1, 200),
-        metadata={"description": "A name of GET /models."},
-    )
-    lora_r = StrictInteger(
-        load_default=32, validate=validate.Range(1, 512), metadata={"description": "LoRA rank."}
-    )
-    lora_alpha = FiniteFloat(
-        load_default=32.0,
-        validate=validate.Range(1, 1024),
-        metadata={"description": "LoRA scale: the adapter's output is multiplied by alpha / rank."},
-    )
-    lora_dropout = FiniteFloat(load_default=0.0, validate=validate.Range(0, 0.5))
-    lora_target_modules = fields.List(
-        fields.String(validate=validate.OneOf(TARGETS)),
-        load_default=None,
-        allow_none=True,
-        validate=validate.Length(1, len(TARGETS)),
-        metadata={"description": "The linear layers that get an adapter; null means all of them."},
-    )
-    optimizer = fields.String(
-        load_default="adamw", validate=validate.OneOf(("adamw", "adamw_8bit"))
-    )
-    learning_rate = FiniteFloat(
-        load_default=3e-4, validate=validate.Range(0, 1, min_inclusive=False)
-    )
-    weight_decay = FiniteFloat(load_default=0.01, validate=validate.Range(0, 1))
-    lr_scheduler = fields.String(
-        load_default=None,
-        allow_none=True,
-        validate=validate.OneOf(SCHEDULERS),
-    )
-    warmup_steps = StrictInteger(load_default=0, validate=validate.Range(0, 10**9))
-    max_seq_length = StrictInteger(
-        load_default=None,
-        allow_none=True,
-        validate=validate.Range(1, 131_072),
-        metadata={
-            "description": (
-                "Longest sequence in tokens; null means 2,048 or the model's context if that is less."
-            )
-        },
-    )
-    bf16 = StrictBoolean(
-        load_default=None,
-        allow_none=True,
-        metadata={
-            "description": (
-                "Base weights in bfloat16 (true) or float32 (false); null means bfloat16 on a GPU, float32 "
-                "on a CPU."
-            )
-        },
-    )
-    gradient_checkpointing = StrictBoolean(load_default=False)
-    gpu_config = fields.String(load_default=None, allow_none=True, validate=validate.Length(1, 64))
-    seed = StrictInteger(
-        load_default=0,
-        validate=validate.Range(0, 2**63 - 1),
-        metadata={
-            "description": "Seeds the adapter's start and all sampling without a seed of its own."
-        },
-    )
-
-    # Fields of the contract whose parts are still to come: refused, never ignored.
-    @validates("lora_dropout")
-    def _no_dropout(self, value: float, data_key: str) -> None:
-        if value:
-            raise ValidationError("Dropout is not supported yet: use 0.")
-
-    @validates("optimizer")
-    def _adamw_only(self, value: str, data_key: str) -> None:
-        if value != "adamw":
-            raise ValidationError(f"{value} is not supported yet: use adamw.")
-
-    @validates("lr_scheduler")
-    def _no_scheduler(self, value: str | None, data_key: str) -> None:
-        _refuse_scheduler(value)
-
-    @validates("warmup_steps")
-    def _no_warmup(self, value: int, data_key: str) -> None:
-        if value:
-            raise ValidationError("Warm-up is not supported yet: set learning_rate per optim_step.")
-
-    @validates("gpu_config")
-    def _no_gpu_config(self, value: str | None, data_key: str) -> None:
-        if value is not None:
-            raise ValidationError("Choosing a device is not supported yet: leave it out.")
-
-
-def _refuse_scheduler(value: str | None) -> None:
-    if value not in (None, "constant"):
-        raise ValidationError(f"{value} is not supported yet: set learning_rate per optim_step.")
 
 
 class Named(Input):
@@ -167,10 +68,8 @@ class BranchRequest(Named):
     learning_rate = FiniteFloat(validate=validate.Range(0, 1, min_inclusive=False))
     weight_decay = FiniteFloat(validate=validate.Range(0, 1))
     lr_scheduler = fields.String(allow_none=True, validate=validate.OneOf(SCHEDULERS))
-
-    @validates("lr_scheduler")
-    def _no_scheduler(self, value: str | None, data_key: str) -> None:
-        _refuse_scheduler(value)
+    warmup_steps = StrictInteger(validate=validate.Range(0, 10**9))
+    total_steps = StrictInteger(allow_none=True, validate=validate.Range(1, 10**9))
 
 
 class RunDevice(Output):

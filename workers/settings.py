@@ -40,6 +40,7 @@ class Settings:
     user_max_queued_bytes: int = 2048 * MIB
     max_unsealed_bytes: int = 1024 * MIB
     max_active_runs: int = 32
+    max_group: int = 64
     allow_hub: bool = False
     devices: str = "auto"
     storage: str = ""
@@ -77,6 +78,7 @@ class Settings:
             user_max_queued_bytes=int(_number(env, "SIGNAL_USER_MAX_QUEUED_MB", 2048) * MIB),
             max_unsealed_bytes=int(_number(env, "SIGNAL_MAX_UNSEALED_MB", 1024) * MIB),
             max_active_runs=int(_number(env, "SIGNAL_MAX_ACTIVE_RUNS", 32)),
+            max_group=int(_number(env, "SIGNAL_MAX_GROUP", 64)),
             allow_hub=_one_of(env, "SIGNAL_ALLOW_HUB", ("0", "1")) == "1",
             devices=env.get("SIGNAL_DEVICES") or "auto",
             storage=_storage(env),

@@ -24,6 +24,11 @@ def forward_backward(
     return body
 
 
+def forward(batch: Batch, top_k: int, prompt_logprobs: bool) -> dict[str, Any]:
+    """The body of forward."""
+    return {"batch_data": list(batch), "top_k": top_k, "prompt_logprobs": prompt_logprobs}
+
+
 def optim_step(learning_rate: float | None, options: OptimStepOptions) -> dict[str, Any]:
     """The body of optim_step."""
     return given({"learning_rate": learning_rate, **options})

@@ -23,6 +23,7 @@ from rewardsignal._operations import Batch, Prompts
 from rewardsignal._schemas import (
     MAX_OPERATIONS,
     ForwardBackwardResult,
+    ForwardResult,
     LoadStateResult,
     OptimStepOptions,
     OptimStepResult,
@@ -55,6 +56,12 @@ class Pipeline:
         """Add a `forward_backward`."""
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._add("forward_backward", body)
+
+    def forward(
+        self, batch: Batch, *, top_k: int = 0, prompt_logprobs: bool = False
+    ) -> APIFuture[ForwardResult]:
+        """Add a `forward`."""
+        return self._add("forward", bodies.forward(batch, top_k, prompt_logprobs))
 
     def optim_step(
         self, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]

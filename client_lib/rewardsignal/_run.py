@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from rewardsignal import _operations as bodies
+from rewardsignal._custom import CustomLoss, differentiated
 from rewardsignal._exceptions import ConflictError, NotFoundError, SignalAPIError
 from rewardsignal._files import download_artifact
 from rewardsignal._futures import APIFuture
@@ -29,6 +30,7 @@ from rewardsignal._schemas import (
     ChatTemplateResult,
     DetokenizeResult,
     ForwardBackwardResult,
+    ForwardResult,
     LoadStateResult,
     MetricRow,
     ModelInfo,
@@ -88,8 +90,9 @@ class SignalRun:
     ) -> ForwardBackwardResult:
         """Compute a loss and add its gradient to the accumulation.
 
-        `batch` holds 1 to 128 examples, each `{"text": …}`, `{"messages": […]}` or
-        `{"tokens": […], "targets": […], "weights": […]}`.
+        `batch` holds 1 to 128 examples: `{"text": …}`, `{"messages": […]}`, `{"tokens": […], …}`,
+        `{"prompt": …, "chosen": …, "rejected": …}`, `{"prompt": …, "responses": […]}` or
+        `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes.
         """
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._call(ForwardBackwardResult, "forward_backward", body)
@@ -105,6 +108,33 @@ class SignalRun:
         """Submit a `forward_backward`."""
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._submitter.submit_one("forward_backward", body)
+
+    def forward_backward_custom(
+        self, batch: Batch, loss: CustomLoss, *, accumulate: bool = True
+    ) -> ForwardBackwardResult:
+        """Train on a loss of one's own, in two passes.
+
+        `loss` gets the rows with their log-probabilities and returns its value, and for each row its
+        gradient by them (anything where they are None). The result's `loss` is that value.
+        """
+        value, rows = differentiated(loss, self.forward(batch).rows)
+        result = self.forward_backward(rows, "custom", accumulate=accumulate)
+        metrics = {**result.metrics, "surrogate_loss": result.loss_sum}
+        return dataclasses.replace(result, loss=value, metrics=metrics)
+
+    def forward(
+        self, batch: Batch, *, top_k: int = 0, prompt_logprobs: bool = False
+    ) -> ForwardResult:
+        """Log-probabilities of a batch under the weights as they are after everything submitted before."""
+        body = bodies.forward(batch, top_k, prompt_logprobs)
+        return self._call(ForwardResult, "forward", body)
+
+    def forward_async(
+        self, batch: Batch, *, top_k: int = 0, prompt_logprobs: bool = False
+    ) -> APIFuture[ForwardResult]:
+        """Submit a `forward`."""
+        body = bodies.forward(batch, top_k, prompt_logprobs)
+        return self._submitter.submit_one("forward", body)
 
     def optim_step(
         self, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
@@ -273,7 +303,8 @@ class SignalRun:
     ) -> SignalRun:
         """A new run that begins with this one's exact state after `at_seq`, by default its newest.
 
-        `overrides` are `learning_rate`, `weight_decay` and `lr_scheduler`; all else stays as it is here.
+        `overrides` are `learning_rate`, `weight_decay`, `lr_scheduler`, `warmup_steps` and `total_steps`;
+        all else stays as it is here.
         """
         own = {"at_seq": at_seq, "name": name, "labels": dict(labels) if labels else None}
         return SignalRun(self._poller, self._post(Run, "branch", given({**own, **overrides})))

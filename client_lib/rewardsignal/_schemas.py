@@ -314,13 +314,49 @@ class ForwardBackwardResult(Record):
     step: int
     """Optimizer steps taken before this call."""
     loss: float
-    """Mean over weighted tokens, in nats."""
+    """loss_sum over what the loss is a mean of (weights, rows, pairs); over num_tokens for a
+    sum."""
     loss_sum: float
-    """Weighted sum over tokens, in nats."""
+    """In nats, of the whole batch."""
     num_tokens: int
     """Tokens with a weight other than 0."""
     grad_norm: float
     """L2 norm of this call's gradient."""
+    metrics: dict[str, float]
+    """Of the loss, by the names in docs/losses.md; and input_tokens."""
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardRow(Record):
+    """One row of a forward: a preference gives two, the chosen one first, a group one per response."""
+
+    example: int
+    """Index in batch_data of what the row was made of."""
+    token_ids: list[int]
+    target_ids: list[Any]
+    """target_ids[i] is predicted after token_ids[i]; K each where given."""
+    logprobs: list[Any]
+    """Of target_ids, in the same shape, in nats; null where not computed."""
+    top_token_ids: list[Any] | None
+    """The top_k likeliest tokens of each position, or null."""
+    top_logprobs: list[Any] | None
+    """Their log-probabilities, greatest first, or null."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardResult(Record):
+    """Answer of forward."""
+
+    _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "rows": ForwardRow,
+        "timings": Timings,
+    }
+
+    seq: int
+    weights_step: int
+    """Optimizer steps behind the weights."""
+    rows: list[ForwardRow]
     metrics: dict[str, float]
     timings: Timings
 
@@ -735,23 +771,52 @@ class RunOptions(TypedDict, total=False):
     """Options of RunCreate; None leaves one out, and the server decides."""
 
     lora_r: int | None
-    """LoRA rank."""
+    """LoRA rank; 0 trains all parameters of the model instead of an adapter, and takes no other
+    setting of one."""
     lora_alpha: float | None
     """LoRA scale: the adapter's output is multiplied by alpha / rank."""
     lora_dropout: float | None
+    """The part of an adapter's inputs that a forward_backward drops; which depends on the run's
+    seed, the operation's seq, the example and the token alone."""
     lora_target_modules: list[str] | None
-    """The linear layers that get an adapter; null means all of them."""
+    """The linear layers that get an adapter; null means those of the parts that train."""
+    lora_rank_pattern: dict[str, int] | None
+    """Other ranks for the layers whose path ends in a key, such as `layers.0.mlp.up_proj`; the
+    first key that fits counts."""
+    lora_alpha_pattern: dict[str, float] | None
+    """The same for alpha."""
+    use_rslora: bool | None
+    """Scale by alpha / sqrt(rank)."""
+    use_dora: bool | None
+    """Learn the lengths of the weights' rows as well (DoRA)."""
+    train_attn: bool | None
+    train_mlp: bool | None
+    train_unembed: bool | None
+    """The parts that get an adapter when no layers are named."""
     optimizer: str | None
+    """adamw_8bit keeps its moments in a byte each, by bitsandbytes."""
     learning_rate: float | None
     weight_decay: float | None
     lr_scheduler: str | None
+    """How the learning rate changes with the optimizer steps taken, as transformers' schedules of
+    these names; null means constant. A learning_rate given with an optim_step holds for that step
+    instead."""
     warmup_steps: int | None
+    """Steps in which the learning rate rises from 0."""
+    total_steps: int | None
+    """Where linear and cosine end, at 0; they need it, no other takes it."""
     max_seq_length: int | None
     """Longest sequence in tokens; null means 2,048 or the model's context if that is less."""
     bf16: bool | None
     """Base weights in bfloat16 (true) or float32 (false); null means bfloat16 on a GPU, float32 on
     a CPU."""
+    fp16: bool | None
+    """Base weights in float16, for devices that have no bfloat16."""
+    quantization: str | None
+    """The base's linear layers in 4 bits (nf4, QLoRA) or 8 (int8), by bitsandbytes; null means as
+    bf16 and fp16 say."""
     gradient_checkpointing: bool | None
+    """Compute each layer again in the backward pass, to save memory."""
     gpu_config: str | None
     seed: int | None
     """Seeds the adapter's start and all sampling without a seed of its own."""
@@ -799,6 +864,7 @@ CLOSED_STATUSES = frozenset(["cancelled", "completed", "failed"])
 
 RESULTS: Mapping[str, type[Record]] = {
     "forward_backward": ForwardBackwardResult,
+    "forward": ForwardResult,
     "optim_step": OptimStepResult,
     "sample": SampleResult,
     "save_state": SaveStateResult,

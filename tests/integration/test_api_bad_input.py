@@ -85,7 +85,7 @@ def test_rows(run: Run, batch: Any, param: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/forward_backward", {**BATCH, "loss_fn": "dpo"}, "loss_fn"),
+        ("/forward_backward", {**BATCH, "loss_fn": "magic"}, "loss_fn"),
         ("/forward_backward", {**BATCH, "loss_kwargs": {"beta": 1}}, "loss_kwargs.beta"),
         ("/forward_backward", {**BATCH, "accumulate": "yes"}, "accumulate"),
         ("/forward_backward", {**BATCH, "advantages": [1.0]}, "advantages"),

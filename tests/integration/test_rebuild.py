@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,15 @@ import msgpack
 import pytest
 
 from schemas.errors import SignalError
-from tests.support.sessions import Sessions, batch, loop, numbers, step
+from tests.support.sessions import CONFIG, Sessions, batch, history, loop, numbers, step
 from tests.support.valkey import Valkey, running_valkey, settings_for
+from workers.engine import memory
 from workers.queue import keys
 from workers.queue.journal import Closed, Fenced, Journal, connect
 from workers.queue.records import NewEntry
 from workers.session.session import Session
 from workers.storage import LocalStorage
+from workers.text.rows import Row, pack_rows
 
 RUN, OTHER = "run_0123456789abcdef", "run_00000000000000aa"
 PLAN = loop(8)
@@ -87,6 +91,83 @@ def test_a_worker_lost_anywhere_changes_no_number(
     head = head_of(sessions)
     assert (head.applied, head.hold) == (len(PLAN), "")
     assert head.base == (sorted(snapshots)[-2] if len(snapshots) > 1 else 0)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"lora_dropout": 0.2, "optimizer": "lion", "use_rslora": True},
+    {"use_dora": True, "lr_scheduler": "cosine", "warmup_steps": 2, "total_steps": 9},
+    {"train_unembed": True, "train_mlp": False, "lora_rank_pattern": {"q_proj": 2}},
+    {"optimizer": "adamw_8bit"},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=lambda changes: next(iter(changes)))
+def test_a_rebuild_follows_settings_and_recorded_plans(
+    sessions: Sessions, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed in small micro-batches is computed in them again where memory is plenty."""
+    if changes.get("optimizer") == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    journal, config = sessions.journal, {**CONFIG, **changes}
+    # Without a rate of its own a step follows the schedule.
+    plan = [step(None) if entry.kind == "optim_step" else entry for entry in PLAN]
+    journal.append(RUN, plan)
+    session = sessions.attach(RUN, 1, config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_TOKENS", 4)
+        patch.setattr(session.trainer.base.budget, "ceiling", 8)
+        session.drain(until=4)
+        assert session.snapshot_now()
+        session.drain()
+    records = [past.record for past in history(journal, RUN, len(plan))]
+    plans = [record["plan"]["batches"] for record in records if "batches" in record["plan"]]
+    assert all(len(batches) == 2 for batches in plans) and len(plans) > 6
+    again = sessions.attach(RUN, 2, config=config)
+    head = head_of(sessions)
+    assert (head.applied, head.hold) == (len(plan), "")
+    assert proof(again) == proof(session)
+
+
+def preferred(loss: str, seed: int, **options: Any) -> NewEntry:
+    """A forward_backward of two pairs, or of two labelled rows with their mismatched copies."""
+    rng, rows = random.Random(seed), []
+    for number in range(4):
+        ids = [rng.randrange(5, 500) for _ in range(rng.randrange(6, 9))]
+        values = {"chosen": float(number % 2 == 0)} if loss == "dpo" else {"label": number % 2}
+        counted = array("f", [0.0] + [1.0] * (len(ids) - 2))
+        trained = loss == "dpo" or number < 2
+        tokens, targets = array("i", ids[:-1]), array("i", ids[1:])
+        rows.append(Row(tokens, targets, counted, {}, values, number // 2, trained))
+    body = {
+        "loss_fn": loss,
+        "loss_kwargs": options,
+        "accumulate": True,
+        "rows": pack_rows(rows),
+    }
+    return NewEntry("forward_backward", msgpack.packb(body), tokens=20, digest=f"p{seed}")
+
+
+def test_a_rebuild_follows_every_pass_of_a_loss(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the reference and of a statistic too, and drops what was dropped."""
+    journal, config = sessions.journal, {**CONFIG, "lora_dropout": 0.2}
+    plan = []
+    for number in range(3):
+        plan += [preferred("dpo", 2 * number), step(), preferred("kto", 2 * number + 1), step()]
+    journal.append(RUN, plan)
+    session = sessions.attach(RUN, 1, config=config)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_FEWEST_TOKENS", 4)
+        patch.setattr(session.trainer.base.budget, "ceiling", 8)
+        session.drain()
+    plans = [past.record["plan"] for past in history(journal, RUN, len(plan))][::2]
+    assert all(len(one["batches"]) == 2 and len(one["reference"]["batches"]) == 4 for one in plans)
+    assert [len(one["statistics"]["batches"]) for one in plans if "statistics" in one] == [2] * 3
+    again = sessions.attach(RUN, 2, config=config)
+    head = head_of(sessions)
+    assert (head.applied, head.hold) == (len(plan), "")
+    assert proof(again) == proof(session)
 
 
 def test_a_zombie_cannot_answer_and_its_successor_goes_on(

@@ -162,7 +162,7 @@ def test_where_no_branch_can_begin(run: Run) -> None:
         ({"at_seq": -1}, "at_seq"),
         ({"lora_r": 8}, "lora_r"),
         ({"base_model": "tiny"}, "base_model"),
-        ({"lr_scheduler": "cosine"}, "lr_scheduler"),
+        ({"lr_scheduler": "cosine"}, "total_steps"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"labels": {"": ""}}, "labels."),
     ):

@@ -76,7 +76,7 @@ def batch(seed: int) -> NewEntry:
     return NewEntry("forward_backward", msgpack.packb(body), tokens=20, digest=f"b{seed}")
 
 
-def step(learning_rate: float = 1e-2) -> NewEntry:
+def step(learning_rate: float | None = 1e-2) -> NewEntry:
     """An optim_step."""
     return NewEntry(
         "optim_step", msgpack.packb({"learning_rate": learning_rate}), digest=f"s{learning_rate}"

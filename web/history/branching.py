@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from marshmallow import ValidationError
+
+from schemas.errors import SignalError
+from schemas.run_config import check_schedule
 from web.context import services, user
 from web.history.saved import check_fits
 from web.history.span import place_to_begin, span_of
@@ -15,7 +19,7 @@ from web.runs.tables import RunRow
 from workers.queue.records import Head
 
 # What a branch may set anew; everything else shapes the state that it takes over.
-OVERRIDES = ("learning_rate", "weight_decay", "lr_scheduler")
+OVERRIDES = ("learning_rate", "weight_decay", "lr_scheduler", "warmup_steps", "total_steps")
 REPLAY_LABEL = "signal.replay-of"
 
 
@@ -38,16 +42,33 @@ def branch(run_id: str, row: RunRow, head: Head | None, request: Mapping[str, An
     """The run `run_id` as a branch of another. Raises SignalError history_gone, validation_error."""
     span = span_of(services().journal, row, head)
     seq = place_to_begin(span, applied_seq(row, head), request["at_seq"])
-    changes = {name: request[name] for name in OVERRIDES if name in request}
     return Draft(
         run_id,
         user().id,
         row.base_model,
-        {**row.config, **changes},
+        _changed(row.config, request),
         request["name"],
         request["labels"],
         _origin(row, seq),
     )
+
+
+def _changed(config: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a branch. Raises SignalError validation_error with the field's name."""
+    changes = {name: request[name] for name in OVERRIDES if name in request}
+    scheduler = changes.get("lr_scheduler", "")
+    if scheduler in (None, "constant"):
+        # What belongs to the parent's schedule goes with it.
+        changes = {"warmup_steps": 0, "total_steps": None, **changes}
+    elif scheduler == "constant_with_warmup":
+        changes = {"total_steps": None, **changes}
+    changed = {**config, **changes}
+    try:
+        check_schedule(changed)
+    except ValidationError as error:
+        text = str(error.messages[0])
+        raise SignalError("validation_error", text, param=error.field_name) from error
+    return changed
 
 
 def replay(run_id: str, row: RunRow, head: Head | None) -> Draft:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.errors import Detail, SignalError
+from schemas.run_config import TARGETS, UNEMBEDDING, chosen_targets
 from workers.canonical import digest
 from workers.catalogue import ModelEntry
 from workers.storage import Storage, artifact_key
@@ -15,6 +16,14 @@ from workers.storage.protocol import MANIFEST
 
 FORMAT = "signal-artifact/1"
 NO_ARTIFACT = "The run has no such artifact."
+
+# What else shapes the weights, and what configurations of earlier versions mean.
+_SHAPING: Mapping[str, Any] = {
+    "lora_rank_pattern": {},
+    "lora_alpha_pattern": {},
+    "use_rslora": False,
+    "use_dora": False,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,10 @@ def _differences(
     for field in ("lora_r", "lora_alpha"):
         if then[field] != config[field]:
             yield field, f"It was saved with {field} {then[field]:g}, not {config[field]:g}."
+    for field, default in _SHAPING.items():
+        before, now = then.get(field) or default, config.get(field) or default
+        if before != now:
+            yield field, f"It was saved with {field} {before!r}, not {now!r}."
     if _targets(then, model) != _targets(config, model):
         yield "lora_target_modules", "It was saved with an adapter on other layers."
     if optimizer and manifest["mode"] != "state":
@@ -81,4 +94,5 @@ def _differences(
 
 
 def _targets(config: Mapping[str, Any], model: ModelEntry) -> set[str]:
-    return set(config["lora_target_modules"] or model.linear_widths)
+    trainable = {name for name in TARGETS if name in model.linear_widths}
+    return set(chosen_targets(config)) & {*trainable, UNEMBEDDING}

@@ -29,7 +29,8 @@ def target_of(run_id: str) -> Target:
     """The caller's run and its model. Raises SignalError not_found."""
     s = services()
     facts = s.facts.get(run_id, user().id)
-    return Target(facts, s.catalogue.entry(facts.base_model), own_saved)
+    entry = s.catalogue.entry(facts.base_model)
+    return Target(facts, entry, own_saved, s.settings.max_group)
 
 
 def own_saved(run_id: str, name: str, path: str) -> Saved:

@@ -6,23 +6,25 @@ Everything that can be known without the worker is refused here, with every wron
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgpack
 
 from schemas.errors import Detail, SignalError, raise_all
+from schemas.losses import find_loss
 from web.history.saved import Saved, check_fits
 from web.runs.facts import RunFacts
 from workers.catalogue import ModelEntry
 from workers.queue.records import NewEntry
+from workers.text.batches import MAX_GROUP, compile_batch, compile_forward
 from workers.text.prompts import render_prompts
-from workers.text.rows import compile_batch, pack_rows
+from workers.text.rows import Row, pack_rows
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
-LOSSES: dict[str, tuple[str, ...]] = {"causal_lm": (), "cross_entropy": ()}
+MAX_FORWARD_NUMBERS = 4_000_000
 
 
 def _no_saved(run_id: str, name: str, path: str) -> Saved:
@@ -31,7 +33,7 @@ def _no_saved(run_id: str, name: str, path: str) -> Saved:
 
 @dataclass(frozen=True)
 class Target:
-    """What a request is compiled for: the run and its model.
+    """What a request is compiled for: the run, its model, and the largest group of responses.
 
     `saved(run_id, artifact, path)` finds a state that the run's owner has saved, or raises SignalError
     not_found that names the field below `path`.
@@ -40,6 +42,7 @@ class Target:
     facts: RunFacts
     model: ModelEntry
     saved: Callable[[str, str, str], Saved] = _no_saved
+    max_group: int = MAX_GROUP
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -80,37 +83,65 @@ def digest(kind: str, compiled: Compiled, lane: str | None, client_seq: int | No
 
 
 def _forward_backward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
-    _check_loss(request, path)
-    rows = compile_batch(
-        request["batch_data"],
-        target.tokenizer,
-        max_length=target.facts.config["max_seq_length"],
-        vocab_size=target.model.vocab_size,
-        param=f"{path}batch_data",
-    )
+    loss, options = find_loss(request["loss_fn"], f"{path}loss_fn"), request["loss_kwargs"]
+    wrong = loss.problems(options, f"{path}loss_kwargs")
+    given = {} if wrong else options
+    rows = _rows(request, target, path, wrong, loss=loss, options=given)
     body = {
-        "loss_fn": request["loss_fn"],
-        "loss_kwargs": request["loss_kwargs"],
+        "loss_fn": loss.name,
+        # With the defaults filled in, so that a later default changes no journal.
+        "loss_kwargs": loss.resolved(options),
         "accumulate": request["accumulate"],
         "rows": pack_rows(rows),
     }
     return Compiled(_pack(body), sum(map(len, rows)))
 
 
-def _check_loss(request: Mapping[str, Any], path: str) -> None:
-    name = request["loss_fn"]
-    if name not in LOSSES:
-        known = ", ".join(sorted(LOSSES))
-        raise SignalError(
-            "unknown_loss",
-            f"There is no loss {name!r}; there are: {known}.",
-            param=f"{path}loss_fn",
+def _rows(
+    request: Mapping[str, Any],
+    target: Target,
+    path: str,
+    wrong: Sequence[Detail] = (),
+    **options: Any,
+) -> list[Row]:
+    """The rows of `batch_data`; what is wrong with them is raised together with `wrong`."""
+    try:
+        rows = compile_batch(
+            request["batch_data"],
+            target.tokenizer,
+            max_length=target.facts.config["max_seq_length"],
+            vocab_size=target.model.vocab_size,
+            param=f"{path}batch_data",
+            options_param=f"{path}loss_kwargs",
+            max_group=target.max_group,
+            **options,
         )
-    raise_all(
-        Detail(f"{path}loss_kwargs.{key}", "unknown_option", f"{name} has no option {key!r}.")
-        for key in request["loss_kwargs"]
-        if key not in LOSSES[name]
+    except SignalError as error:
+        raise_all((*wrong, *(error.details or [Detail(error.param, error.code, error.message)])))
+        raise
+    raise_all(wrong)
+    return rows
+
+
+def _forward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    rows = compile_forward(
+        request["batch_data"],
+        target.tokenizer,
+        max_length=target.facts.config["max_seq_length"],
+        vocab_size=target.model.vocab_size,
+        prompt_logprobs=request["prompt_logprobs"],
+        param=f"{path}batch_data",
     )
+    numbers = sum(len(row.targets) + 2 * request["top_k"] * len(row) for row in rows)
+    if numbers > MAX_FORWARD_NUMBERS:
+        raise SignalError(
+            "validation_error",
+            f"The answer would hold {numbers:,} numbers and may hold {MAX_FORWARD_NUMBERS:,}: ask for fewer "
+            "top_k or send fewer rows.",
+            param=f"{path}top_k",
+        )
+    body = {"top_k": request["top_k"], "rows": pack_rows(rows)}
+    return Compiled(_pack(body), sum(map(len, rows)))
 
 
 def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
@@ -180,6 +211,7 @@ def _complete(request: Mapping[str, Any], target: Target, path: str) -> Compiled
 _Compiler = Callable[[Mapping[str, Any], Target, str], Compiled]
 _COMPILERS: dict[str, _Compiler] = {
     "forward_backward": _forward_backward,
+    "forward": _forward,
     "optim_step": _optim_step,
     "sample": _sample,
     "save_state": _save_state,

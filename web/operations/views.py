@@ -38,6 +38,7 @@ blp = Blueprint("operations", __name__, description="The primitives, and the jou
 _SCHEMAS: dict[str, Schema] = {kind: request() for kind, request in REQUESTS.items()}
 _ABOUT = {
     "forward_backward": "Compute a loss and accumulate its gradient",
+    "forward": "Compute log-probabilities",
     "optim_step": "Take an optimizer step",
     "sample": "Sample from the current weights",
     "save_state": "Save the adapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,11 +13,13 @@ from sqlalchemy.orm import Session
 from gpu_pool import leases
 from gpu_pool.database import Database
 from schemas.errors import Detail, SignalError, raise_all
+from schemas.run_config import UNEMBEDDING, chosen_targets
 from schemas.runs import CLOSED_STATUSES, resolved
 from web.accounts.tables import UserRow
 from web.runs.facts import NO_RUN
 from web.runs.tables import RunLabelRow, RunRow
-from workers.catalogue import Catalogue
+from workers.capabilities import missing
+from workers.catalogue import Catalogue, ModelEntry
 from workers.queue.journal import Journal
 from workers.settings import Settings
 
@@ -79,15 +81,7 @@ class Runs:
                 f"{model.context_length:,} tokens.",
                 param="max_seq_length",
             )
-        raise_all(
-            Detail(
-                f"lora_target_modules.{index}",
-                "validation_error",
-                f"{model.name} has no layer {name!r}.",
-            )
-            for index, name in enumerate(config["lora_target_modules"] or ())
-            if name not in model.linear_widths
-        )
+        raise_all((*_absent_layers(model, config), *missing(config)))
         return config
 
     def _check_limit(self, session: Session, user_id: str) -> None:
@@ -222,3 +216,20 @@ def _filtered(query: Select[RunRow], filters: Filters) -> Select[RunRow]:
         if equals:
             query = query.where(RunLabelRow.value == value)
     return query
+
+
+def _absent_layers(model: ModelEntry, config: Mapping[str, Any]) -> Iterator[Detail]:
+    """What a configuration trains and the model does not have."""
+    known = {*model.linear_widths, UNEMBEDDING}
+    for index, name in enumerate(config["lora_target_modules"] or ()):
+        if name not in known:
+            yield Detail(
+                f"lora_target_modules.{index}",
+                "validation_error",
+                f"{model.name} has no layer {name!r}.",
+            )
+    for setting in ("lora_rank_pattern", "lora_alpha_pattern"):
+        for key in config[setting]:
+            if key.rpartition(".")[2] not in chosen_targets(config):
+                message = f"No layer with an adapter ends in {key!r}."
+                yield Detail(f"{setting}.{key}", "validation_error", message)

@@ -18,7 +18,7 @@ from schemas.catalogue import (
     TokenizerInfo,
 )
 from schemas.errors import Detail, raise_all
-from schemas.runs import TARGETS
+from schemas.run_config import TARGETS, UNEMBEDDING, chosen_targets
 from web.answers import json_answer
 from web.idempotency.decorator import idempotent
 from web.operations.answering import target_of
@@ -130,8 +130,12 @@ class ModelInfoView(MethodView):
 def model_info(target: Target) -> dict[str, Any]:
     """The wire form."""
     model, config = target.model, target.facts.config
-    targets = config["lora_target_modules"] or TARGETS
-    trainable = model.adapter_parameters(config["lora_r"], targets)
+    trainable = model.adapter_parameters(config["lora_r"], chosen_targets(config))
+    if not config["lora_r"]:
+        trainable = model.num_parameters
+    elif UNEMBEDDING in chosen_targets(config) and UNEMBEDDING not in model.linear_widths:
+        # Of a model whose output shares the matrix of its input.
+        trainable += config["lora_r"] * (model.hidden_size + model.vocab_size)
     return {
         "base_model": model.name,
         "architecture": model.architecture,

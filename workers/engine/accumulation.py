@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.engine.losses import Reduction
+from workers.engine.losses import DIVISORS, Reduction
 from workers.engine.state import GRADIENT, Part, check_names, is_count, mismatch
 
 _FACTS = ("weight", "reduction", "calls")
-_REDUCTIONS = ("mean", "sum")
+_REDUCTIONS = ("sum", *DIVISORS)
 
 
 class Accumulation:
-    """Sum of gradients [P] since the last optimizer step, with the weight that a mean is divided by."""
+    """Sum of gradients [P] since the last optimizer step, with the weight (or the count of rows, pairs,
+    calls) that it is divided by."""
 
     def __init__(self, gradient: Tensor, weight: float, reduction: Reduction, calls: int) -> None:
         """`calls` of forward_backward made it."""
@@ -26,7 +27,7 @@ class Accumulation:
     @property
     def divisor(self) -> float:
         """What the sum is divided by before it is applied."""
-        return self.weight if self.reduction == "mean" else 1.0
+        return 1.0 if self.reduction == "sum" else self.weight
 
     def joined(self, new: Accumulation) -> Accumulation:
         """Both together; the memory is this one's, which must not be used any more."""

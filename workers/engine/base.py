@@ -8,20 +8,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
-from workers.engine.lora import Adapter, Slot
+from workers.engine.linear import Slot
+from workers.engine.memory import Budget, release_freed
+from workers.engine.parameters import Parameters
+from workers.engine.quantized import check_quantization, linear_class
+from workers.engine.weights import FolderTensors
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass
@@ -34,6 +41,15 @@ class Base:
     dtype: torch.dtype
     device: torch.device
     eos_token_ids: tuple[int, ...]
+    quantization: str | None = None
+    # Whether its weights are those of its folder; a run that trains all of them takes it over.
+    bare: bool = True
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Micro-batches begin by an estimate of what a token takes."""
+        per_token = {which: self.decoder.activation_bytes(which) for which in (False, True)}
+        self.budget = Budget(self.device, per_token)
 
     @property
     def dtype_name(self) -> str:
@@ -51,14 +67,22 @@ class Base:
         return int(self.config["max_position_embeddings"])
 
     @contextmanager
-    def activated(self, adapter: Adapter | None) -> Iterator[None]:
-        """Compute with `adapter` inside the block; with None, as the bare base."""
+    def activated(self, adapter: Parameters | None) -> Iterator[None]:
+        """Compute with `adapter` inside the block; with None, as the bare base.
+
+        Raises SignalError not_supported when there is no bare base any more.
+        """
         if adapter is not None:
             adapter.activate(self.slot)
+        elif not self.bare:
+            raise SignalError(
+                "not_supported",
+                "A run that trains all parameters keeps no reference model: give ref_logprobs.",
+            )
         try:
             yield
         finally:
-            self.slot.pairs = None
+            self.slot.terms = self.slot.dropout = None
 
 
 def load_base(
@@ -68,12 +92,14 @@ def load_base(
     device: str = "cpu",
     threads: int | None = None,
     own: bool = True,
+    quantization: str | None = None,
 ) -> Base:
     """Load the model in folder `path` from safetensors, without network and without code of its own.
 
     `dtype` is a name of DTYPES or "auto": bfloat16 on a GPU, float32 on a CPU. `threads` sets torch's
     CPU threads for the process; a GPU sets the process to deterministic kernels (`determinism`).
-    `own=False` uses transformers even where we have a forward pass.
+    `own=False` uses transformers even where we have a forward pass. `quantization` keeps the linear layers in
+    "nf4" or "int8". Raises SignalError not_supported with the setting's name, model_load_failed.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -82,38 +108,22 @@ def load_base(
         determinism.settle_cuda()
     kind = DTYPES[{"cuda": "bfloat16"}.get(where.type, "float32") if dtype == "auto" else dtype]
     config = _read_json(folder / "config.json")
-    slot = Slot()
-    decoder = _load(folder, config, kind, where, slot, own)
+    if quantization is not None:
+        check_quantization(quantization, where, kind)
+    slot, layer = Slot(), linear_class(quantization)
+    decoder: Decoder
+    if own and llama.supports(config):
+        decoder = llama.Llama(config, FolderTensors(folder, kind, where), slot, layer)
+    else:
+        from workers.engine.pretrained import load_pretrained
+
+        decoder = load_pretrained(folder, kind, where, slot, layer)
+    release_freed()
     if not decoder.layers:
         raise SignalError(
             "model_load_failed", "The model has no linear layer that could take an adapter."
         )
-    return Base(decoder, slot, config, kind, where, _eos(folder, config))
-
-
-def _load(
-    folder: Path,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    device: torch.device,
-    slot: Slot,
-    own: bool,
-) -> Decoder:
-    if own and llama.supports(config):
-        return llama.Llama(config, _read_tensors(folder, dtype, device), slot)
-    from workers.engine.pretrained import load_pretrained
-
-    return load_pretrained(folder, dtype, device, slot)
-
-
-def _read_tensors(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    return {
-        name: tensor.to(device=device, dtype=dtype)
-        for shard in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(shard).items()
-        # A buffer that old checkpoints carry and every model derives from its config.
-        if not name.endswith("rotary_emb.inv_freq")
-    }
+    return Base(decoder, slot, config, kind, where, _eos(folder, config), quantization)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

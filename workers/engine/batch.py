@@ -1,7 +1,7 @@
-"""Token rows to the tensors of one forward pass: padded on the right, with the counted positions listed.
+"""Token rows to the tensors of one forward pass: end to end without padding, with the counted positions
+listed.
 
-Only positions whose weight is not 0 get logits. Padding is token 0 at the end of a row: attention is
-causal, so nothing real sees it, and it has no weight.
+Only positions with a target whose weight is not 0 get logits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
+from workers.engine.counted import counted, example_of
 
 if TYPE_CHECKING:
     from workers.text.rows import Row
@@ -22,88 +23,105 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens` [B, T]; `index` [N] into the flattened B * T of the counted positions, with their `targets`
-    [N] and `weights` [N] in row order."""
+    """Rows number `rows` of an operation, of `lengths`, in this order: `tokens` [T].
 
+    Of the counted positions, once each and ascending: `index` [N] into T, and `targets` [N], or [N, K] where
+    a row has several for a position; those of an unequal number are filled up with token 0. The entries
+    that a loss counts, M in the order of `counted`, are `targets[places, columns]`: `places` [M] into N, and
+    `columns` [M]; both None where they are just the N targets. `every`: `index` is all of T.
+    """
+
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
     tokens: Tensor
     index: Tensor
     targets: Tensor
-    weights: Tensor
-    total_weight: float
+    places: Tensor | None
+    columns: Tensor | None
+    every: bool
 
-    @property
-    def num_tokens(self) -> int:
-        """Positions that the loss counts, N."""
-        return len(self.index)
+    def entries(self, logprobs: Tensor) -> Tensor:
+        """Of what the model says of `targets`, the numbers of the counted entries [M]."""
+        return logprobs if self.places is None else logprobs[self.places, self.columns]
+
+    def spread(self, numbers: Tensor | None) -> Tensor | None:
+        """Numbers of each position [N, ...], if there are any, at each of its entries [M, ...]."""
+        if numbers is None or self.places is None:
+            return numbers
+        return numbers.index_select(0, self.places)
 
 
-def make_batch(
-    rows: Sequence[Row],
-    *,
-    vocab_size: int,
-    context_length: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Batch:
-    """Pad `rows` into one batch. Raises SignalError with the row's field for what the model cannot take.
+def check_rows(rows: Sequence[Row], *, vocab_size: int, context_length: int) -> None:
+    """Raises SignalError with the example's field for what the model cannot take.
 
     The web tier has checked the same; an id outside the vocabulary would be fatal to a CUDA context.
     """
     if not rows:
         raise SignalError("validation_error", "The batch is empty.", param="batch_data")
-    longest = max(len(row.tokens) for row in rows)
-    shape = (len(rows), longest)
-    tokens = np.zeros(shape, np.int64)
-    targets = np.zeros(shape, np.int64)
-    weights = np.zeros(shape, np.float64)
-    for number, row in enumerate(rows):
-        length = len(row.tokens)
-        tokens[number, :length] = np.frombuffer(row.tokens, np.int32)
-        targets[number, :length] = np.frombuffer(row.targets, np.int32)
-        weights[number, :length] = np.frombuffer(memoryview(row.weights), np.float32)
-    index = np.flatnonzero(weights)
-    counted, weight = targets.reshape(-1)[index], weights.reshape(-1)[index]
-    _check(tokens, counted, index, longest, vocab_size, context_length)
+    for number in range(len(rows)):
+        _check_length(rows, number, context_length)
+    ids = [np.frombuffer(row.tokens, np.int32) for row in rows]
+    if not _within(np.concatenate(ids), vocab_size):
+        number = next(at for at, own in enumerate(ids) if not _within(own, vocab_size))
+        raise _out_of_range(rows, number, "tokens", vocab_size)
+    entries = counted(rows)
+    wrong = np.flatnonzero((entries.targets < 0) | (entries.targets >= vocab_size))
+    if len(wrong):
+        raise _out_of_range(rows, int(entries.rows[wrong[0]]), "targets", vocab_size)
+
+
+def make_batch(rows: Sequence[Row], chosen: Sequence[int], device: torch.device) -> Batch:
+    """The rows numbered `chosen` end to end, in this order, already checked."""
+    parts = [rows[number] for number in chosen]
+    tokens = np.concatenate([np.frombuffer(row.tokens, np.int32) for row in parts])
+    lengths = tuple(len(row) for row in parts)
+    entries = counted(parts)
+    flat = (np.cumsum(lengths) - lengths)[entries.rows] + entries.positions
+    width = max(row.width for row in parts)
+    index, targets, places = flat, entries.targets, None
+    if width > 1:
+        index, places = np.unique(flat, return_inverse=True)
+        targets = np.zeros((len(index), width), np.int64)
+        targets[places, entries.columns] = entries.targets
+
+    def moved(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64, copy=False)).to(device)
+
     return Batch(
-        torch.from_numpy(tokens).to(device),
-        torch.from_numpy(index).to(device),
-        torch.from_numpy(counted).to(device),
-        torch.from_numpy(weight).to(device, dtype),
-        float(weight.sum()),
+        tuple(chosen),
+        lengths,
+        moved(tokens),
+        moved(index),
+        moved(targets),
+        None if places is None else moved(places),
+        None if places is None else moved(entries.columns),
+        len(index) == len(tokens),
     )
 
 
-def _check(
-    tokens: np.ndarray,
-    targets: np.ndarray,
-    index: np.ndarray,
-    longest: int,
-    vocab_size: int,
-    context_length: int,
-) -> None:
-    if longest > context_length:
+def _check_length(rows: Sequence[Row], number: int, context_length: int) -> None:
+    length = len(rows[number])
+    if not length:
+        raise SignalError(
+            "validation_error",
+            "The row has no tokens.",
+            param=f"batch_data.{example_of(rows, number)}.tokens",
+        )
+    if length > context_length:
         raise SignalError(
             "sequence_too_long",
-            f"A row has {longest} tokens; the model's context is {context_length}.",
+            f"A row has {length} tokens; the model's context is {context_length}.",
             param="batch_data",
         )
-    if not index.size:
-        raise SignalError(
-            "no_target_tokens",
-            "No position of the batch has a weight other than 0.",
-            param="batch_data",
-        )
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        row = int(np.flatnonzero(((tokens < 0) | (tokens >= vocab_size)).any(axis=1))[0])
-        raise _out_of_range(row, "tokens", vocab_size)
-    if targets.min() < 0 or targets.max() >= vocab_size:
-        row = int(index[(targets < 0) | (targets >= vocab_size)][0]) // longest
-        raise _out_of_range(row, "targets", vocab_size)
 
 
-def _out_of_range(row: int, name: str, vocab_size: int) -> SignalError:
+def _within(ids: np.ndarray, vocab_size: int) -> bool:
+    return bool(ids.min() >= 0 and ids.max() < vocab_size)
+
+
+def _out_of_range(rows: Sequence[Row], number: int, name: str, vocab_size: int) -> SignalError:
     return SignalError(
         "token_out_of_range",
         f"Token ids are 0 to {vocab_size - 1}.",
-        param=f"batch_data.{row}.{name}",
+        param=f"batch_data.{example_of(rows, number)}.{name}",
     )

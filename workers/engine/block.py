@@ -2,7 +2,7 @@
 
 Forward and backward are written out with the parts of `kernels`, so that autograd records one node per layer:
 on a small model its bookkeeping costs as much as the arithmetic. Only the attention product itself is
-left to autograd, which knows the device's best kernel. With checkpointing the layer keeps its input alone
+left to `attention`, which knows the device's best kernel. With checkpointing the layer keeps its input alone
 and runs forward again before its backward.
 """
 
@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.engine import kernels
-from workers.engine.lora import LoraLinear, Pair
+from workers.engine.attention import attend
+from workers.engine.dropout import Dropout
+from workers.engine.linear import LoraLinear, Term
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -38,8 +40,20 @@ class KeyValues:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Rows of `lengths` end to end in a training pass: rotary tables [1, T, 1, size], the attention
+    kernel, and what adapters drop."""
+
+    lengths: tuple[int, ...]
+    cos: Tensor
+    sin: Tensor
+    kernel: str
+    dropout: Dropout | None = None
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where in the sequence a pass is: rows and columns of positions, rotary tables, attention mask."""
+    """Where in the sequence a pass through a cache is: rows and columns of positions, rotary tables, mask."""
 
     rows: int
     columns: int
@@ -69,149 +83,161 @@ class Block:
         self.kv_heads: int = config.get("num_key_value_heads") or self.heads
         self.head_size = head_size
 
-    def __call__(self, x: Tensor, place: Place, *, checkpoint: bool = False) -> Tensor:
-        """[rows * columns, H] -> the same, differentiable in x and the active adapter."""
-        pairs = self._pairs()
-        leaves = [leaf for pair in pairs for leaf in (pair or (None, None))]
-        out: Tensor = _BlockFunction.apply(x, self, place, checkpoint, *leaves)  # type: ignore[no-untyped-call]
+    def __call__(self, x: Tensor, packing: Packing, *, checkpoint: bool = False) -> Tensor:
+        """[T, H] -> the same, differentiable in x and the active adapter."""
+        terms = [layer.term for layer in self.linears]
+        leaves = [leaf for term in terms if term is not None for leaf in term.leaves]
+        out: Tensor = _BlockFunction.apply(x, self, packing, terms, checkpoint, *leaves)  # type: ignore[no-untyped-call]
         return out
 
-    def infer(self, x: Tensor, place: Place, store: KeyValues | None) -> Tensor:
+    def infer(self, x: Tensor, place: Place, store: KeyValues) -> Tensor:
         """The same without a derivative, through the keys and values of earlier positions."""
-        return self.forward(x, place, self._pairs(), store)[0]
-
-    def _pairs(self) -> list[Pair | None]:
-        active = self.linears[0].slot.pairs
-        return [None if active is None else active[layer.index] for layer in self.linears]
+        terms = [layer.term for layer in self.linears]
+        a = kernels.rms_norm(x, self.gains[0], self.eps)[0]
+        q, k, v = (kernels.linear(a, self.linears[n], terms[n])[0] for n in range(3))
+        mixed = self._through_cache(q, k, v, place, store)
+        return self._feed(x, mixed, terms, None)[0]
 
     def forward(
-        self, x: Tensor, place: Place, pairs: Sequence[Pair | None], store: KeyValues | None = None
+        self, x: Tensor, packing: Packing, terms: Sequence[Term | None]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The layer's output, and what its backward needs."""
-        q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj = self.linears
-        a, norm_a = kernels.rms_norm(x, self.gains[0], self.eps)
-        q, low_q = kernels.linear(a, q_proj, pairs[0])
-        k, low_k = kernels.linear(a, k_proj, pairs[1])
-        v, low_v = kernels.linear(a, v_proj, pairs[2])
-        attention = _Attention(self, place, q, k, v, store)
-        mixed = attention.mixed
-        x, low_o = kernels.linear(mixed, o_proj, pairs[3], residual=x)
-        m, norm_m = kernels.rms_norm(x, self.gains[1], self.eps)
-        gate, low_gate = kernels.linear(m, gate_proj, pairs[4])
-        up, low_up = kernels.linear(m, up_proj, pairs[5])
+        a, norm = kernels.rms_norm(x, self.gains[0], self.eps)
+        made = [
+            kernels.linear(a, layer, term, packing.dropout)
+            for layer, term in zip(self.linears[:3], terms, strict=False)
+        ]
+        attention = _Attention(self, packing, *(flat for flat, _ in made))
+        x, kept = self._feed(x, attention.mixed, terms, packing.dropout)
+        kept["adapters"] = [one for _, one in made] + kept["adapters"]
+        return x, {**kept, "norm": norm, "attention": attention}
+
+    def _feed(
+        self, x: Tensor, mixed: Tensor, terms: Sequence[Term | None], dropout: Dropout | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """What follows the attention product `mixed`: its projection and the feed-forward."""
+        _, _, _, o_proj, gate_proj, up_proj, down_proj = self.linears
+        x, kept_o = kernels.linear(mixed, o_proj, terms[3], dropout, residual=x)
+        m, norm = kernels.rms_norm(x, self.gains[1], self.eps)
+        gate, kept_gate = kernels.linear(m, gate_proj, terms[4], dropout)
+        up, kept_up = kernels.linear(m, up_proj, terms[5], dropout)
         inner = kernels.silu_gate(gate, up)
-        x, low_down = kernels.linear(inner, down_proj, pairs[6], residual=x)
-        kept = {
-            "inputs": (a, a, a, mixed, m, m, inner),
-            "lows": (low_q, low_k, low_v, low_o, low_gate, low_up, low_down),
-            "norms": (norm_a, norm_m),
-            "attention": attention,
-            "gate": (gate, up),
-        }
-        return x, kept
+        x, kept_down = kernels.linear(inner, down_proj, terms[6], dropout, residual=x)
+        adapters = [kept_o, kept_gate, kept_up, kept_down]
+        return x, {"adapters": adapters, "feed_norm": norm, "gate": (gate, up)}
 
     def backward(
-        self, slope: Tensor, pairs: Sequence[Pair | None], kept: Mapping[str, Any], by_input: bool
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The derivatives by the input (None unless `by_input`) and by A and B of each projection."""
-        leaves: list[Tensor | None] = [None] * (2 * len(PROJECTIONS))
+        self,
+        slope: Tensor,
+        packing: Packing,
+        terms: Sequence[Term | None],
+        kept: Mapping[str, Any],
+        by_input: bool,
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """The derivatives by the input (None unless `by_input`) and by the leaves of each projection."""
+        leaves: list[list[Tensor]] = [[] for _ in PROJECTIONS]
 
-        def through(number: int, slope: Tensor, into: Tensor | None = None) -> Tensor:
-            layer, pair = self.linears[number], pairs[number]
-            by_low = None if pair is None else torch.mm(slope, pair[1])
-            if by_low is not None:
-                x, low, scale = kept["inputs"][number], kept["lows"][number], layer.slot.scale
-                leaves[2 * number] = kernels.scaled_product(by_low.t(), x, scale)
-                leaves[2 * number + 1] = kernels.scaled_product(slope.t(), low, scale)
-            if number < 3 and not by_input:
-                # Behind q, k and v of the first layer is nothing that is trained.
-                return slope
-            return kernels.linear_by_input(slope, by_low, layer, pair, into)
+        def through(number: int, slope: Tensor, into: Tensor | None = None) -> Any:
+            # Behind q, k and v of the first layer is nothing that is trained.
+            wanted = by_input or number >= 3
+            parts = self.linears[number], terms[number], kept["adapters"][number]
+            found, leaves[number] = kernels.linear_backward(
+                slope, *parts, packing.dropout, into, wanted
+            )
+            return found
 
         by_gate, by_up = kernels.silu_gate_backward(through(6, slope), *kept["gate"])
         by_m = through(5, by_up, through(4, by_gate))
-        slope = slope + kernels.rms_norm_backward(by_m, self.gains[1], kept["norms"][1])
+        slope = slope + kernels.rms_norm_backward(by_m, self.gains[1], kept["feed_norm"])
+        if not by_input and not any(terms[:4]):
+            return None, [leaf for found in leaves for leaf in found]
         by_q, by_k, by_v = kept["attention"].backward(through(3, slope))
         by_a = through(2, by_v, through(1, by_k, through(0, by_q)))
+        flat = [leaf for found in leaves for leaf in found]
         if not by_input:
-            return None, leaves
-        return slope.add_(kernels.rms_norm_backward(by_a, self.gains[0], kept["norms"][0])), leaves
+            return None, flat
+        return slope.add_(kernels.rms_norm_backward(by_a, self.gains[0], kept["norm"])), flat
+
+    def _through_cache(
+        self, q: Tensor, k: Tensor, v: Tensor, place: Place, store: KeyValues
+    ) -> Tensor:
+        """The attention product [N, heads * size] of flat q, k, v and all that is stored before them."""
+        shape = (place.rows, place.columns, -1, self.head_size)
+        q, k, _ = self._placed(q.view(shape), k.view(shape), place.cos, place.sin)
+        keys, values = store.extend(k.transpose(1, 2), v.view(shape).transpose(1, 2), place.length)
+        out = functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=place.mask,
+            is_causal=place.causal,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return out.transpose(1, 2).reshape(place.rows * place.columns, -1)
+
+    def _placed(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Queries and keys [rows, columns, heads, size] normalised and rotated to their positions."""
+        norms: list[tuple[Tensor, Tensor]] = []
+        if self.qk_gains is not None:
+            q, norm_q = kernels.rms_norm(q, self.qk_gains[0], self.eps)
+            k, norm_k = kernels.rms_norm(k, self.qk_gains[1], self.eps)
+            norms = [norm_q, norm_k]
+        return kernels.rotate(q, cos, sin), kernels.rotate(k, cos, sin), norms
 
 
 class _Attention:
-    """Rotary positions and the attention product of one pass: flat q, k, v [N, ..] to `mixed` [N, ..]."""
+    """Rotary positions and the attention product of a training pass: flat q, k, v [T, ..] to `mixed` [T,
+    ..]."""
 
-    def __init__(
-        self, block: Block, place: Place, q: Tensor, k: Tensor, v: Tensor, store: KeyValues | None
-    ) -> None:
-        self.block, self.place = block, place
-        heads, kv_heads, size = block.heads, block.kv_heads, block.head_size
-        q, k = (
-            q.view(place.rows, place.columns, heads, size),
-            k.view(place.rows, place.columns, kv_heads, size),
-        )
-        v = v.view(place.rows, place.columns, kv_heads, size)
-        self.norms: list[tuple[Tensor, Tensor]] = []
-        if block.qk_gains is not None:
-            q, norm_q = kernels.rms_norm(q, block.qk_gains[0], block.eps)
-            k, norm_k = kernels.rms_norm(k, block.qk_gains[1], block.eps)
-            self.norms = [norm_q, norm_k]
-        q, k = kernels.rotate(q, place.cos, place.sin), kernels.rotate(k, place.cos, place.sin)
-        if store is None:
-            self.inputs = [part.requires_grad_() for part in (q, k, v.detach())]
-            with torch.enable_grad():
-                self.out = self._product(*(part.transpose(1, 2) for part in self.inputs))
-        else:
-            keys, values = store.extend(k.transpose(1, 2), v.transpose(1, 2), place.length)
-            self.out = self._product(q.transpose(1, 2), keys, values)
-        self.mixed = self.out.detach().transpose(1, 2).reshape(place.rows * place.columns, -1)
-
-    def _product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        grouped = self.block.heads != self.block.kv_heads
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=self.place.mask, is_causal=self.place.causal, enable_gqa=grouped
-        )
+    def __init__(self, block: Block, packing: Packing, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.block, self.packing = block, packing
+        shape = (1, len(q), -1, block.head_size)
+        q, k, self.norms = block._placed(q.view(shape), k.view(shape), packing.cos, packing.sin)
+        flat = (q[0], k[0], v.view(shape[1:]))
+        self.product = attend(packing.kernel, *flat, packing.lengths)
+        self.mixed = self.product.out
 
     def backward(self, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The derivatives by the flat q, k, v."""
-        place, block = self.place, self.block
-        by_out = slope.view(place.rows, place.columns, block.heads, block.head_size).transpose(1, 2)
-        by_q, by_k, by_v = torch.autograd.grad(self.out, self.inputs, by_out)
+        block, packing = self.block, self.packing
+        by_q, by_k, by_v = self.product.backward(slope)
         by_q, by_k = (
-            kernels.rotate(part, place.cos, place.sin, back=True) for part in (by_q, by_k)
+            kernels.rotate(part.unsqueeze(0), packing.cos, packing.sin, back=True)
+            for part in (by_q, by_k)
         )
         if block.qk_gains is not None:
             by_q = kernels.rms_norm_backward(by_q, block.qk_gains[0], self.norms[0])
             by_k = kernels.rms_norm_backward(by_k, block.qk_gains[1], self.norms[1])
-        rows = place.rows * place.columns
+        rows = len(slope)
         return by_q.reshape(rows, -1), by_k.reshape(rows, -1), by_v.reshape(rows, -1)
 
 
 class _BlockFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, block: Block, place: Place, checkpoint: bool, *leaves: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        block: Block,
+        packing: Packing,
+        terms: Sequence[Term | None],
+        checkpoint: bool,
+        *_leaves: Tensor,
     ) -> Tensor:
-        pairs = _paired(leaves)
-        out, kept = block.forward(x, place, pairs)
-        ctx.block, ctx.place, ctx.pairs = block, place, pairs
+        out, kept = block.forward(x, packing, terms)
+        ctx.block, ctx.packing, ctx.terms = block, packing, terms
         ctx.kept, ctx.input = (None, x) if checkpoint else (kept, None)
         return out
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.kept or ctx.block.forward(ctx.input, ctx.place, ctx.pairs)[1]
+        block, packing, terms = ctx.block, ctx.packing, ctx.terms
+        kept = ctx.kept or block.forward(ctx.input, packing, terms)[1]
         # Each layer's memory is free as soon as its backward is done.
         ctx.kept = ctx.input = None
-        by_input, leaves = ctx.block.backward(slopes[0], ctx.pairs, kept, ctx.needs_input_grad[0])
-        return by_input, None, None, None, *leaves
-
-
-def _paired(leaves: Sequence[Tensor | None]) -> list[Pair | None]:
-    return [
-        None if a is None or b is None else (a.detach(), b.detach())
-        for a, b in zip(leaves[::2], leaves[1::2], strict=True)
-    ]
+        found = block.backward(slopes[0], packing, terms, kept, ctx.needs_input_grad[0])
+        return found[0], None, None, None, None, *found[1]
 
 
 def final_norm(x: Tensor, gain: Tensor, eps: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workers.engine.base import Base
     from workers.engine.trainer import Trainer
 
-_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy")
+_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "bitsandbytes")
 
 
 def versions() -> dict[str, str]:
@@ -59,6 +59,7 @@ def fingerprint(base: Base) -> dict[str, Any]:
         "instructions": None if cuda else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "dtype": base.dtype_name,
+        "quantization": _quantization(base),
         "decoder": _decoder(base),
         "kernels": _cuda_kernels() if cuda else _cpu_kernels(),
         "deterministic": reason is None,
@@ -92,6 +93,13 @@ def _decoder(base: Base) -> str:
     """Ours by name; transformers' code makes the numbers of every other, so its version counts."""
     name = type(base.decoder).__name__.lower()
     return name if name == "llama" else f"{name} {metadata.version('transformers')}"
+
+
+def _quantization(base: Base) -> str | None:
+    """The kind, with the version of the code that restores the weights."""
+    if base.quantization is None:
+        return None
+    return f"{base.quantization} {metadata.version('bitsandbytes')}"
 
 
 def _cpu_kernels() -> str:

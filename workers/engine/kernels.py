@@ -6,34 +6,100 @@ needed, and most of what autograd would record is not. N positions, I inputs, O 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from workers.engine.lora import LoraLinear, Pair
+from workers.engine.dropout import Dropout
+from workers.engine.linear import LoraLinear, Term
+
+
+class Kept(NamedTuple):
+    """What the backward of an adapter needs: its input [N, I] before dropout, x @ A.T [N, R], the mask of
+    what is kept [N, I], and with DoRA the sum [N, O] before it is brought to its length."""
+
+    x: Tensor
+    low: Tensor
+    keep: Tensor | None
+    product: Tensor | None
 
 
 def linear(
-    x: Tensor, layer: LoraLinear, pair: Pair | None, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """`residual` + base(x) + adapter(x) for `x` [N, I] -> [N, O]; and x @ A.T [N, R] for the backward."""
+    x: Tensor,
+    layer: LoraLinear,
+    term: Term | None,
+    dropout: Dropout | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Kept | None]:
+    """`residual` + base(x) + adapter(x) for `x` [N, I] -> [N, O], and what its backward needs."""
+    if term is not None and term.ratio is not None:
+        return _scaled_linear(x, layer, term, term.ratio, residual)
     start = layer.bias if residual is None else residual
     y = torch.mm(x, layer.weight_t) if start is None else torch.addmm(start, x, layer.weight_t)
     if residual is not None and layer.bias is not None:
         y += layer.bias
-    if pair is None:
+    if term is None:
         return y, None
-    low = torch.mm(x, pair[0].t())
-    return y.addmm_(low, pair[1].t(), alpha=layer.slot.scale), low
+    keep = None if dropout is None else dropout.keep(layer.index, layer.in_features)
+    low = torch.mm(_dropped(x, keep, dropout), term.a.t())
+    return y.addmm_(low, term.b.t(), alpha=term.scale), Kept(x, low, keep, None)
 
 
-def linear_by_input(
-    slope: Tensor, by_low: Tensor | None, layer: LoraLinear, pair: Pair | None, into: Tensor | None
-) -> Tensor:
-    """The derivative by x, added to `into` in place; `by_low` is slope @ B."""
-    by_x = torch.mm(slope, layer.weight) if into is None else into.addmm_(slope, layer.weight)
-    if pair is None or by_low is None:
-        return by_x
-    return by_x.addmm_(by_low, pair[0], alpha=layer.slot.scale)
+def _scaled_linear(
+    x: Tensor, layer: LoraLinear, term: Term, ratio: Tensor, residual: Tensor | None
+) -> tuple[Tensor, Kept | None]:
+    """The same with DoRA, whose `ratio` [O] scales the sum."""
+    low = torch.mm(x, term.a.t())
+    product = torch.mm(x, layer.weight_t).addmm_(low, term.b.t(), alpha=term.scale)
+    y = (product * ratio).to(x.dtype)
+    if layer.bias is not None:
+        y += layer.bias
+    if residual is not None:
+        y += residual
+    return y, Kept(x, low, None, product)
+
+
+def _dropped(x: Tensor, keep: Tensor | None, dropout: Dropout | None) -> Tensor:
+    return x if keep is None or dropout is None else dropout.apply(x, keep)
+
+
+def linear_backward(
+    slope: Tensor,
+    layer: LoraLinear,
+    term: Term | None,
+    kept: Kept | None,
+    dropout: Dropout | None = None,
+    into: Tensor | None = None,
+    by_input: bool = True,
+) -> tuple[Tensor | None, list[Tensor]]:
+    """The derivative by x, added to `into` in place (None unless `by_input`), and those by the term's
+    leaves."""
+    if term is None or kept is None:
+        return (_by_base(slope, layer, into) if by_input else None), []
+    tail = []
+    if term.ratio is not None and term.norm is not None and kept.product is not None:
+        tail = [(slope * kept.product).sum(0, dtype=term.norm.dtype) / term.norm]
+        slope = (slope * term.ratio).to(slope.dtype)
+    by_low = torch.mm(slope, term.b)
+    x = _dropped(kept.x, kept.keep, dropout)
+    leaves = [
+        scaled_product(by_low.t(), x, term.scale),
+        scaled_product(slope.t(), kept.low, term.scale),
+        *tail,
+    ]
+    if not by_input:
+        return None, leaves
+    by_x = _by_base(slope, layer, into)
+    if kept.keep is None or dropout is None:
+        return by_x.addmm_(by_low, term.a, alpha=term.scale), leaves
+    by_dropped = torch.mm(by_low, term.a).mul_(kept.keep)
+    return by_x.add_(by_dropped, alpha=term.scale * dropout.gain), leaves
+
+
+def _by_base(slope: Tensor, layer: LoraLinear, into: Tensor | None) -> Tensor:
+    weight = layer.weight
+    return torch.mm(slope, weight) if into is None else into.addmm_(slope, weight)
 
 
 def scaled_product(first: Tensor, second: Tensor, scale: float) -> Tensor:

@@ -17,9 +17,11 @@ from torch.nn import functional
 
 from schemas.errors import SignalError
 from workers.engine import kernels
-from workers.engine.block import PROJECTIONS, Block, KeyValues, Place, final_norm
-from workers.engine.decoder import Head
-from workers.engine.lora import LoraLinear, Slot
+from workers.engine.attention import choose_kernel, known_kernel
+from workers.engine.block import PROJECTIONS, Block, KeyValues, Packing, Place, final_norm
+from workers.engine.decoder import Head, Pass, positions
+from workers.engine.linear import LoraLinear, Slot
+from workers.engine.memory import layer_bytes
 from workers.engine.rope import Rope, head_dim, supports_rope
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -74,11 +76,17 @@ class _Weights:
     """The state dict while a model is built from it: each tensor is taken once, by its name."""
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], slot: Slot
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        slot: Slot,
+        kind: type[LoraLinear],
     ) -> None:
-        self.left, self.slot = dict(tensors), slot
-        self.num_parameters = sum(tensor.numel() for tensor in tensors.values())
-        any_weight = next(iter(tensors.values()))
+        self._tensors, self.slot, self.kind = tensors, slot, kind
+        # Names alone: a tensor is read when it is taken, so that a layer which keeps fewer bits of it
+        # leaves no room to be held for the whole.
+        self.left, self.num_parameters = dict.fromkeys(tensors), 0
+        any_weight = tensors[next(iter(tensors))]
         wide = torch.float64 if any_weight.dtype == torch.float64 else torch.float32
         self.eps = torch.tensor(
             float(config.get("rms_norm_eps", 1e-6)), dtype=wide, device=any_weight.device
@@ -89,7 +97,7 @@ class _Weights:
     def take(self, name: str) -> Tensor:
         if name not in self.left:
             raise SignalError("model_load_failed", f"The model's safetensors hold no {name}.")
-        tensor, expected = self.left.pop(name), self._shapes.get(".".join(name.split(".")[-2:]))
+        tensor, expected = self._read(name), self._shapes.get(".".join(name.split(".")[-2:]))
         if expected is not None and tuple(tensor.shape) != expected:
             raise SignalError(
                 "model_load_failed",
@@ -102,17 +110,21 @@ class _Weights:
         if not tied:
             return self.take("lm_head.weight")
         # Some checkpoints hold the shared matrix twice.
-        copy = self.left.pop("lm_head.weight", None)
-        self.num_parameters -= 0 if copy is None else copy.numel()
+        self.left.pop("lm_head.weight", None)
         return embedding
 
+    def _read(self, name: str) -> Tensor:
+        self.left.pop(name)
+        tensor = self._tensors[name]
+        self.num_parameters += tensor.numel()
+        return tensor
+
     def linear(self, name: str) -> LoraLinear:
-        layer = LoraLinear(
-            self.take(f"{name}.weight"),
-            self.left.pop(f"{name}.bias", None),
-            self.slot,
-            len(self.layers),
-        )
+        weight = self.take(f"{name}.weight")
+        bias = self._read(f"{name}.bias") if f"{name}.bias" in self.left else None
+        return self.wrapped(name, self.kind(weight, bias, self.slot, len(self.layers)))
+
+    def wrapped(self, name: str, layer: LoraLinear) -> LoraLinear:
         self.layers[name] = layer
         return layer
 
@@ -145,17 +157,24 @@ class Llama:
     """The causal language model: a `Decoder`."""
 
     def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], slot: Slot
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        slot: Slot,
+        kind: type[LoraLinear] = LoraLinear,
     ) -> None:
-        """`tensors`: the state dict in transformers' names; SignalError for a missing or unknown one."""
-        weights = _Weights(config, tensors, slot)
+        """`kind` is the class of the linear layers but the head. `tensors`: the state dict in
+        transformers' names; SignalError for a missing or unknown one."""
+        weights = _Weights(config, tensors, slot, kind)
         self.embedding = weights.take("model.embed_tokens.weight")
         self.blocks = [
             _block(config, weights, f"model.layers.{number}")
             for number in range(config["num_hidden_layers"])
         ]
         self.gain, self.eps = weights.take("model.norm.weight"), weights.eps
-        self.head = Head(weights.take_head(self.embedding, bool(config.get("tie_word_embeddings"))))
+        output = weights.take_head(self.embedding, bool(config.get("tie_word_embeddings")))
+        head = LoraLinear(output, None, slot, len(weights.layers))
+        self.head = Head(output, layer=weights.wrapped("lm_head", head))
         if weights.left:
             unknown = ", ".join(weights.left)
             raise SignalError(
@@ -166,13 +185,31 @@ class Llama:
         numbers = sum(2 * block.kv_heads * block.head_size for block in self.blocks)
         self.cache_bytes_per_token = numbers * self.embedding.element_size()
 
-    def hidden(self, tokens: Tensor, *, checkpoint: bool = False) -> Tensor:
+    @property
+    def kernel(self) -> str:
+        """See Decoder.kernel."""
+        return choose_kernel(self.embedding.device, self.embedding.dtype)
+
+    def activation_bytes(self, checkpoint: bool) -> float:
+        """See Decoder.activation_bytes."""
+        itemsize, hidden = self.embedding.element_size(), self.embedding.shape[1]
+        inner = self.blocks[0].linears[4].out_features
+        wide = self.blocks[0].heads * self.blocks[0].head_size
+        layer = layer_bytes(hidden, inner, wide, itemsize)
+        return (
+            len(self.blocks) * hidden * itemsize + layer if checkpoint else len(self.blocks) * layer
+        )
+
+    def hidden(self, tokens: Tensor, how: Pass | None = None) -> Tensor:
         """See Decoder.hidden."""
-        rows, columns = tokens.shape
-        place = Place(rows, columns, *self.rope.first(columns), causal=columns > 1)
+        how = how or Pass.of(tokens)
+        device, dtype = self.embedding.device, self.embedding.dtype
+        kernel = how.kernel if known_kernel(how.kernel, device, dtype) else self.kernel
+        tables = self.rope.at(positions(how.lengths, device).unsqueeze(0), max(how.lengths))
+        packing = Packing(how.lengths, *tables, kernel, how.dropout)
         x = functional.embedding(tokens.reshape(-1), self.embedding)
         for block in self.blocks:
-            x = block(x, place, checkpoint=checkpoint)
+            x = block(x, packing, checkpoint=how.checkpoint)
         return final_norm(x, self.gain, self.eps)
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Tensor, LlamaCache]:

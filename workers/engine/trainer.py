@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,20 @@ from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.accumulation import Accumulation
-from workers.engine.adamw import AdamW, AdamWSettings
+from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base
-from workers.engine.batch import Batch, make_batch
+from workers.engine.batch import check_rows
 from workers.engine.export import export_adapter
-from workers.engine.logprob import token_logprobs
+from workers.engine.gradient import Call
 from workers.engine.lora import Adapter, LoraSpec
-from workers.engine.losses import Loss, resolve_loss
+from workers.engine.losses import DIVISORS, resolve_loss
+from workers.engine.objective import Objective
+from workers.engine.optimizer import make_optimizer
+from workers.engine.parameters import Parameters
+from workers.engine.passes import Asked, Passes
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
+from workers.engine.schedule import Schedule
+from workers.engine.scoring import wire_rows
 from workers.engine.state import (
     GRADIENT,
     WEIGHTS,
@@ -49,11 +56,14 @@ class Trainer:
         adamw: AdamWSettings,
         *,
         gradient_checkpointing: bool = False,
+        optimizer: str = "adamw",
+        schedule: Schedule | None = None,
     ) -> None:
-        """Raises SignalError when `lora` names a layer that the base does not have."""
+        """Raises SignalError, with the setting's name, for what the base or its device cannot do."""
+        self.schedule = schedule or Schedule()
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
-        self.adapter = Adapter(lora, base.decoder.layers)
-        self.optimizer = AdamW(self.adapter.master)
+        self.adapter = _parameters(base, lora)
+        self.optimizer = make_optimizer(optimizer, self.adapter.master)
         self._accumulation: Accumulation | None = None
 
     @property
@@ -68,7 +78,7 @@ class Trainer:
 
     @property
     def num_trainable_parameters(self) -> int:
-        """Numbers in the adapter."""
+        """Numbers that are trained."""
         return self.adapter.master.numel()
 
     def forward_backward(
@@ -77,87 +87,77 @@ class Trainer:
         loss_fn: str,
         loss_kwargs: Mapping[str, Any],
         accumulate: bool = True,
+        *,
+        plan: Any = None,
+        seq: int = 0,
     ) -> dict[str, Any]:
         """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
 
-        The result: loss (nats; the weighted mean for a mean loss, the sum divided by num_tokens
-        for a sum), loss_sum, num_tokens (positions of a weight other than 0), grad_norm (L2, as it would be
-        applied alone), metrics, step. Raises SignalError unknown_loss, unknown_option, mixed_reductions,
-        no_target_tokens, token_out_of_range, sequence_too_long, non_finite.
+        The result: loss (nats; divided by what the loss is a mean over, for a sum by num_tokens), loss_sum,
+        num_tokens (entries of a weight other than 0), grad_norm (L2, as it would be applied alone),
+        metrics (of the loss), step, and the `plan` by which it was computed (JSON). `plan` computes by an
+        earlier one, bit for bit as it was; `seq` keys the dropout. Raises SignalError unknown_loss,
+        unknown_option, mixed_reductions, no_target_tokens, token_out_of_range, sequence_too_long,
+        validation_error, non_finite (with the example's name), out_of_memory.
         """
         loss = resolve_loss(loss_fn, loss_kwargs)
         earlier = self._accumulation if accumulate else None
         if earlier is not None and earlier.reduction != loss.reduction:
             raise SignalError("mixed_reductions", param="loss_fn")
-        base = self.base
-        batch = make_batch(
-            rows,
-            vocab_size=base.vocab_size,
-            context_length=base.context_length,
-            device=base.device,
-            dtype=self.adapter.master.dtype,
-        )
-        if loss.reduction == "mean" and batch.total_weight <= 0:
-            raise SignalError(
-                "validation_error",
-                f"{loss.name} is a mean: its weights must have a sum above 0.",
-                param="batch_data",
-            )
-        loss_sum, gradient, norm = self._gradient(batch, loss)
-        new = Accumulation(gradient, batch.total_weight, loss.reduction, 1)
+        base, adapter = self.base, self.adapter
+        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        objective = Objective(loss, rows, base.device, adapter.master.dtype)
+        checkpoint = self.gradient_checkpointing
+        call = Call(base, adapter, objective, checkpoint=checkpoint, stream=seq, plan=plan)
+        found = call.gradient()
+        weight = objective.constants[DIVISORS.get(loss.reduction, "weight")]
+        new = Accumulation(found.gradient, weight, loss.reduction, 1)
+        counted = objective.num_tokens or 1
         result = {
-            "loss": loss_sum
-            / (batch.total_weight if loss.reduction == "mean" else batch.num_tokens),
-            "loss_sum": loss_sum,
-            "num_tokens": batch.num_tokens,
-            "grad_norm": norm / new.divisor,
-            "metrics": {},
+            "loss": found.loss_sum / (counted if loss.reduction == "sum" else objective.divisor),
+            "loss_sum": found.loss_sum,
+            "num_tokens": objective.num_tokens,
+            "grad_norm": found.norm / new.divisor,
+            "metrics": found.metrics,
             "step": self.step,
+            "plan": found.plan,
         }
         self._accumulation = new if earlier is None else earlier.joined(new)
         return result
 
-    def _gradient(self, batch: Batch, loss: Loss) -> tuple[float, Tensor, float]:
-        with self.base.activated(self.adapter):
-            hidden = self.base.decoder.hidden(batch.tokens, checkpoint=self.gradient_checkpointing)
-            chosen = (
-                hidden if batch.num_tokens == len(hidden) else hidden.index_select(0, batch.index)
-            )
-            logprobs = token_logprobs(chosen, batch.targets, self.base.decoder.head)
-            loss_sum = loss.function(logprobs, batch.weights)
-            parts = torch.autograd.grad(
-                loss_sum, self.adapter.leaves, allow_unused=True, materialize_grads=True
-            )
-        gradient = torch.cat([part.reshape(-1) for part in parts]).to(self.adapter.master.dtype)
-        norm = torch.linalg.vector_norm(gradient)
-        # One transfer: on a GPU each .item() waits for all that is queued.
-        value, length = torch.stack((loss_sum.detach().to(norm.dtype), norm)).tolist()
-        if not (math.isfinite(value) and math.isfinite(length)):
-            raise SignalError(
-                "non_finite",
-                f"The loss ({value:g}) or its gradient is not finite; nothing was changed.",
-            )
-        return value, gradient, length
+    def forward(self, rows: Sequence[Row], top_k: int = 0) -> dict[str, Any]:
+        """Log-probabilities of the entries of `rows` whose weight is not 0; nothing is changed or dropped.
+
+        The result: rows as `scoring.wire_rows` makes them, with the `top_k` likeliest tokens of each
+        position, weights_step, metrics. Raises SignalError token_out_of_range, sequence_too_long, non_finite,
+        out_of_memory.
+        """
+        base = self.base
+        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        passes = Passes(base, self.adapter, rows, asked=Asked(top=top_k))
+        stats, _ = passes.stats(passes.plan())
+        return {
+            "weights_step": self.step,
+            "rows": wire_rows(rows, stats.logprobs, stats.top_ids, stats.top_logprobs),
+            "metrics": {"num_tokens": float(len(stats.logprobs))},
+        }
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
-        """Apply the accumulated gradient with AdamW; `overrides` of its settings hold for this step alone.
+        """Apply the accumulated gradient; `overrides` of the optimizer's settings hold for this step alone.
 
-        The result: step, learning_rate, grad_norm (before clipping), metrics. Raises SignalError
-        no_gradients, unknown_option, non_finite (a gradient: the accumulation is discarded).
+        The learning rate is the schedule's unless it is overridden. The result: step, learning_rate,
+        grad_norm (before clipping), metrics, and the `plan`: every setting that the step was taken with,
+        which as overrides repeat it under other defaults. Raises SignalError no_gradients; and, with the
+        accumulation discarded and no step taken, unknown_option, validation_error or non_finite.
         """
-        settings = self.settings.overridden(overrides)
         accumulation = self._accumulation
         if accumulation is None:
             raise SignalError("no_gradients")
-        gradient = accumulation.gradient / accumulation.divisor
-        norm = float(torch.linalg.vector_norm(gradient))
-        if not math.isfinite(norm):
+        try:
+            norm, settings = self._step(accumulation, overrides)
+        except SignalError as error:
             self.clear_accumulation()
-            raise SignalError(
-                "non_finite",
-                "The accumulated gradient is not finite; it was discarded, no step was taken.",
-            )
-        self.optimizer.step(gradient, norm, settings)
+            raise _and_cleared(error) from error
         self.adapter.renew()
         self._accumulation = None
         return {
@@ -165,7 +165,21 @@ class Trainer:
             "learning_rate": settings.learning_rate,
             "grad_norm": norm,
             "metrics": {},
+            "plan": asdict(settings),
         }
+
+    def _step(
+        self, accumulation: Accumulation, overrides: Mapping[str, float | None]
+    ) -> tuple[float, AdamWSettings]:
+        """Take the step, or raise SignalError with weights and moments as they were."""
+        rate = self.settings.learning_rate * self.schedule.factor(self.step)
+        settings = replace(self.settings, learning_rate=rate).overridden(overrides)
+        gradient = accumulation.gradient / accumulation.divisor
+        norm = float(torch.linalg.vector_norm(gradient))
+        if not math.isfinite(norm):
+            raise SignalError("non_finite", "The accumulated gradient is not finite.")
+        self.optimizer.step(gradient, norm, settings)
+        return norm, settings
 
     def clear_accumulation(self) -> None:
         """Discard the gradients since the last optimizer step."""
@@ -184,7 +198,8 @@ class Trainer:
             return sample(self.base, prompts, params, tokenizer, should_stop, key)
 
     def export_adapter(self, folder: Path, base_model_name: str) -> list[Path]:
-        """Write the adapter to `folder` as a plain PEFT one; the files written."""
+        """Write the adapter to `folder` as a plain PEFT one, or the whole model as transformers'; the
+        files."""
         return export_adapter(self.adapter, folder, base_model_name)
 
     def capture(self) -> TrainerState:
@@ -235,3 +250,17 @@ class Trainer:
         self.adapter.load(Part({WEIGHTS: weights}, self.adapter.layout))
         self.optimizer.reset()
         self._accumulation = None
+
+
+def _parameters(base: Base, spec: LoraSpec) -> Parameters:
+    """What the run trains: rank 0 is every parameter of the model."""
+    if spec.r:
+        return Adapter(spec, base.decoder.layers)
+    from workers.engine.full import FullWeights
+
+    return FullWeights(spec, base)
+
+
+def _and_cleared(error: SignalError) -> SignalError:
+    message = f"{error.message} No step was taken; the accumulated gradients were discarded."
+    return SignalError(error.code, message, param=error.param)

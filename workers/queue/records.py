@@ -9,6 +9,7 @@ from typing import Any
 
 KINDS = (
     "forward_backward",
+    "forward",
     "optim_step",
     "load_state",
     "sample",

@@ -74,8 +74,12 @@ def load_artifact(
     manifest, files = _verified(storage, key)
     if sha256 is not None and digest(manifest) != sha256:
         raise mismatch("another one was saved under its name meanwhile")
-    config = json.loads(files[export.CONFIG])
-    weights = export.import_adapter(trainer.adapter, config, read_tensors(files[export.WEIGHTS])[0])
+    names = export.file_names(trainer.adapter)
+    for name in names:
+        if name not in files:
+            raise mismatch(f"it has no {name}")
+    tensors = read_tensors(files[names[1]])[0]
+    weights = export.import_adapter(trainer.adapter, json.loads(files[names[0]]), tensors)
     if not optimizer:
         trainer.restore_weights(weights)
         return manifest
@@ -94,9 +98,6 @@ def _verified(storage: Storage, key: str) -> tuple[dict[str, Any], dict[str, byt
         files = {one["path"]: read_file(storage, key, one) for one in manifest["files"]}
     except Damaged as damage:
         raise mismatch(str(damage)) from damage
-    for name in (export.CONFIG, export.WEIGHTS):
-        if name not in files:
-            raise mismatch(f"it has no {name}")
     return manifest, files
 
 

@@ -187,20 +187,22 @@ class Host:
         from workers.session.session import Session, Worker
 
         entry = self.catalogue.entry(spec["base_model"])
-        config, device = spec["config"], spec["device"]
-        dtype = {None: "auto", True: "bfloat16", False: "float32"}[config["bf16"]]
-        wanted = (str(entry.path), dtype, device["kind"])
+        from workers.session.training import base_options
+
+        device = spec["device"]
+        where = "cuda" if device["kind"] == "cuda" else "cpu"
+        options = base_options(spec["config"], where)
+        # A base whose own weights are trained is nobody else's.
+        only = run_id if not spec["config"]["lora_r"] else ""
+        wanted = (str(entry.path), only, epoch if only else 0, *options.values())
         if self._base is None or self._base[0] != wanted:
             self._base = None
             gc.unfreeze()
             gc.collect()
             from workers.engine.base import load_base
 
-            where = "cuda" if device["kind"] == "cuda" else "cpu"
-            self._base = (
-                wanted,
-                load_base(entry.path, dtype=dtype, device=where, threads=device.get("threads")),
-            )
+            threads = device.get("threads")
+            self._base = (wanted, load_base(entry.path, threads=threads, **options))
         worker = Worker(self.node, self.events, self._note_progress, self.stopping)
         return Session(self.journal, run_id, epoch, spec, self._base[1], entry.path, worker)
 

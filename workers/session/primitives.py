@@ -58,9 +58,12 @@ class Primitives:
         self.state_seq = 0
         # Spent on operations that a rebuild would execute again.
         self.executed_s = 0.0
+        # Of the operation that is executed again, if it is one.
+        self._plan: Any = None
         self.extra_state: Callable[[], dict[str, Any]] = dict
         self._kinds: dict[str, Callable[[Taken, dict[str, Any]], Outcome]] = {
             "forward_backward": self._forward_backward,
+            "forward": self._forward,
             "optim_step": self._optim_step,
             "load_state": self._load_state,
             "save_state": self._save_state,
@@ -68,13 +71,17 @@ class Primitives:
             "complete": self._complete,
         }
 
-    def execute(self, taken: Taken, must_stop: Callable[[], bool]) -> Outcome:
-        """The outcome of an operation, failed ones included. Raises Abandoned."""
+    def execute(self, taken: Taken, must_stop: Callable[[], bool], plan: Any = None) -> Outcome:
+        """The outcome of an operation, failed ones included. Raises Abandoned.
+
+        `plan` is what the record of an earlier execution says of how it was computed.
+        """
         accumulated, begun = self.trainer.accumulated, time.monotonic()
         try:
             body = msgpack.unpackb(taken.body)
             if taken.kind == "sample":
                 return self._sample(taken, body, must_stop)
+            self._plan = plan
             outcome = self._kinds[taken.kind](taken, body)
         except Abandoned:
             raise
@@ -102,11 +109,22 @@ class Primitives:
 
     def _forward_backward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         result = self.trainer.forward_backward(
-            unpack_rows(body["rows"]), body["loss_fn"], body["loss_kwargs"], body["accumulate"]
+            unpack_rows(body["rows"]),
+            body["loss_fn"],
+            body["loss_kwargs"],
+            body["accumulate"],
+            plan=self._plan,
+            seq=taken.seq,
         )
+        plan = result.pop("plan")
         result["metrics"]["input_tokens"] = float(taken.tokens)
         numbers = {name: result[name] for name in ("loss", "loss_sum", "num_tokens", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
+        return self._completed(taken, result, {**numbers, **result["metrics"]}, plan=plan)
+
+    def _forward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
+        result = self.trainer.forward(unpack_rows(body["rows"]), body["top_k"])
+        result["metrics"]["input_tokens"] = float(taken.tokens)
+        return self._completed(taken, result, result["metrics"])
 
     def _optim_step(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         if taken.doomed_by is not None:
@@ -117,9 +135,11 @@ class Primitives:
                 "gradients accumulated for it were discarded; on_error=continue opts out.",
             )
         options = {name: value for name, value in body.items() if name != "on_error"}
-        result = self.trainer.optim_step(**options)
+        # A branch may have another rate and schedule than the run whose steps it takes again.
+        result = self.trainer.optim_step(**(self._plan or options))
+        plan = result.pop("plan")
         numbers = {name: result[name] for name in ("learning_rate", "grad_norm")}
-        return self._completed(taken, result, {**numbers, **result["metrics"]})
+        return self._completed(taken, result, {**numbers, **result["metrics"]}, plan=plan)
 
     def _load_state(self, taken: Taken, body: dict[str, Any]) -> Outcome:
         manifest = artifacts.load_artifact(
@@ -190,6 +210,7 @@ class Primitives:
         artifact: dict[str, Any] | None = None,
         close_status: str = "",
         certificate: dict[str, Any] | None = None,
+        plan: dict[str, Any] | None = None,
     ) -> Outcome:
         now = time.time()
         result["seq"] = taken.seq
@@ -203,7 +224,9 @@ class Primitives:
         if certificate is not None:
             data["certificate"] = certificate
         body = json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
-        record = {"numbers": metrics, "fingerprint": self._fingerprint_id}
+        record: dict[str, Any] = {"numbers": metrics, "fingerprint": self._fingerprint_id}
+        if plan is not None:
+            record["plan"] = plan
         hit("computed", taken.kind)
         return Outcome(
             "completed",

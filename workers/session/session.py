@@ -17,12 +17,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from schemas.errors import SignalError
-from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base
 from workers.engine.info import fingerprint, fingerprint_id
-from workers.engine.lora import LoraSpec
 from workers.engine.state import TrainerState
-from workers.engine.trainer import Trainer
 from workers.failpoints import hit
 from workers.queue.journal import Behind, Closed, Held, Journal, Missing
 from workers.queue.records import Outcome, Past, Taken
@@ -31,6 +28,7 @@ from workers.session.primitives import Abandoned, Primitives
 from workers.session.recent import Commit, Recent
 from workers.session.snapshots import Snapshots
 from workers.session.snapshotting import Copied, Snapshotter
+from workers.session.training import make_trainer
 from workers.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -80,19 +78,7 @@ class Session:
         config = spec["config"]
         self.journal, self.run_id, self.epoch, self.worker = journal, run_id, epoch, worker
         self.owner: str = spec["owner"]
-        self.trainer = Trainer(
-            base,
-            LoraSpec(
-                r=config["lora_r"],
-                alpha=config["lora_alpha"],
-                target_modules=tuple(config["lora_target_modules"] or ()) or None,
-                seed=config["seed"],
-            ),
-            AdamWSettings(
-                learning_rate=config["learning_rate"], weight_decay=config["weight_decay"]
-            ),
-            gradient_checkpointing=config["gradient_checkpointing"],
-        )
+        self.trainer = make_trainer(base, config)
         self.dtype: str = base.dtype_name
         self.device: dict[str, Any] = {**spec["device"], "dtype": self.dtype}
         self.fingerprint = fingerprint(base)
@@ -138,7 +124,8 @@ class Session:
         """Execute an operation of the past again, without committing it."""
         self.worker.beat()
         body = self.journal.body(past.body_ref, past.body)
-        return self.primitives.execute(_as_taken(self.run_id, past, body), lambda: False)
+        taken = _as_taken(self.run_id, past, body)
+        return self.primitives.execute(taken, lambda: False, past.record.get("plan"))
 
     def clear(self) -> None:
         """Discard the accumulated gradients."""

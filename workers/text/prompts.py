@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.errors import Detail, SignalError, raise_all
-from workers.text.rows import check_length, token_array
+from workers.text.ids import check_length, token_array
 from workers.text.tokenizer import Tokenizer
 
 
@@ -44,7 +44,7 @@ def render_prompt(
 
     A text gets the special tokens that the tokenizer adds, a conversation those of its chat template
     (with the generation prompt) and no others, ids stay as they are. `max_length` is what fits before
-    the first sampled token. Raises SignalError as `workers.text.rows.compile_example` does.
+    the first sampled token. Raises SignalError as `workers.text.examples.compile_example` does.
     """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, param=param)

@@ -6,7 +6,9 @@ text a sampler continues. Pure: renders and compares strings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 
 from schemas.errors import SignalError
 from workers.text.chat import Message
@@ -40,6 +42,21 @@ def assistant_spans(
             raise _rewritten(index, param)
         spans.append((len(before), _end_of_turn(through, len(before), tokenizer.end_marks)))
     return full, spans
+
+
+def span_weights(offsets: Sequence[Span], spans: Iterable[Span]) -> array[float]:
+    """1 for each token that holds a character of a span, by the tokens' `offsets`, else 0.
+
+    A token that also holds characters of the template before the span counts: the words cannot be
+    learnt without it.
+    """
+    starts = [start for start, _ in offsets]
+    ends = [end for _, end in offsets]
+    weights = array("f", bytes(4 * len(offsets)))
+    for start, end in spans:
+        first, stop = bisect_right(ends, start), bisect_left(starts, end)
+        weights[first:stop] = array("f", [1.0]) * (stop - first)
+    return weights
 
 
 def _render_before(

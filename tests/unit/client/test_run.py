@@ -46,6 +46,11 @@ def made(*answers: Any) -> tuple[Wire, rs.SignalRun]:
                 "loss_kwargs": {"beta": 0.1},
             },
         ),
+        (
+            lambda run: run.forward(BATCH, top_k=3),
+            "forward",
+            {"batch_data": BATCH, "top_k": 3, "prompt_logprobs": False},
+        ),
         (lambda run: run.optim_step(), "optim_step", {}),
         (
             lambda run: run.optim_step(1e-4, beta1=0.8, weight_decay=None),

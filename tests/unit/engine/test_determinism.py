@@ -38,7 +38,8 @@ print(json.dumps({
 def test_a_cpu_is_deterministic_and_says_what_with(base: Base) -> None:
     print_ = fingerprint(base)
     assert list(print_) == [
-        "engine", "torch", "cuda", "device", "instructions", "threads", "dtype", "decoder", "kernels",
+        "engine", "torch", "cuda", "device", "instructions", "threads", "dtype",
+        "quantization", "decoder", "kernels",
         "deterministic", "why_not",
     ]  # fmt: skip
     assert (print_["engine"], print_["deterministic"], print_["why_not"]) == (ENGINE, True, None)

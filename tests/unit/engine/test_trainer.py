@@ -91,9 +91,11 @@ def test_the_two_reductions_do_not_mix(trainer: Make) -> None:
 
 def test_losses_and_options_are_known_by_name(trainer: Make) -> None:
     run = trainer()
-    assert _code(lambda: run.forward_backward(ROWS, "dpo", {}, True)) == ("unknown_loss", "loss_fn")
+    magic = partial(run.forward_backward, ROWS, "magic", {}, True)
+    assert _code(magic) == ("unknown_loss", "loss_fn")
     unknown = partial(run.forward_backward, ROWS, "causal_lm", {"beta": 1}, True)
     assert _code(unknown) == ("unknown_option", "loss_kwargs.beta")
+    run.forward_backward(ROWS, "causal_lm", {}, True)
     assert _code(lambda: run.optim_step(momentum=0.9)) == ("unknown_option", "momentum")
     assert run.accumulated == 0
 
@@ -126,7 +128,8 @@ def test_an_operation_that_is_not_finite_leaves_no_trace(trainer: Make) -> None:
     run.forward_backward(ROWS, "cross_entropy", {}, True)
     before = state(run)
     huge = make_row(3, 1, [3e38] * 3)
-    assert _code(lambda: run.forward_backward([huge], "cross_entropy", {}, True))[0] == "non_finite"
+    call = partial(run.forward_backward, [ROWS[0], huge, huge], "cross_entropy", {}, True)
+    assert _code(call) == ("non_finite", "batch_data.1")
     assert same(before, state(run))
     run.optim_step()
     assert run.step == 1
@@ -144,9 +147,9 @@ def test_an_interrupted_operation_leaves_no_trace(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.autograd, "grad", out_of_memory)
-        with pytest.raises(MemoryError):
-            run.forward_backward(ROWS, "causal_lm", {}, False)
-    assert same(before, state(run)) and run.base.slot.pairs is None
+        call = partial(run.forward_backward, ROWS, "causal_lm", {}, False)
+        assert _code(call) == ("out_of_memory", "batch_data.1")
+    assert same(before, state(run)) and run.base.slot.terms is None
     run.forward_backward(ROWS, "causal_lm", {}, True)
     assert run.accumulated == 2
 
@@ -187,13 +190,16 @@ def test_overrides_hold_for_one_step_alone(trainer: Make) -> None:
     assert not torch.equal(frozen, run.adapter.master)
 
 
-def test_a_vanishing_eps_is_refused_and_undone(base: Base) -> None:
+def test_a_refused_step_is_undone_and_discards_the_gradients(base: Base) -> None:
     # With B = 0 the gradient of A is exactly 0, and 0 / (sqrt(0) + 0) is not a number.
     run = make_trainer(base, noise=0.0)
     run.forward_backward(ROWS, "causal_lm", {}, True)
-    before = state(run)
-    assert _code(lambda: run.optim_step(eps=0.0)) == ("non_finite", "eps")
-    assert same(before, state(run)) and run.step == 0
+    before = state(run)[:3]
+    with pytest.raises(SignalError, match="accumulated gradients were discarded") as caught:
+        run.optim_step(eps=0.0)
+    assert (caught.value.code, caught.value.param) == ("non_finite", "eps")
+    assert same(before, state(run)) and run.step == 0 and run.accumulated == 0
+    run.forward_backward(ROWS, "causal_lm", {}, True)
     run.optim_step(eps=1e-8)
     assert run.step == 1
 

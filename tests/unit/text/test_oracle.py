@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.text.conftest import GENERATION_TEMPLATE, with_template
-from workers.text.rows import compile_example
+from workers.text.examples import compile_example
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")

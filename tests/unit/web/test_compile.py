@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,63 @@ def test_every_wrong_row_is_named_with_its_own_code(target: Target) -> None:
 
 def test_losses_and_their_options(target: Target) -> None:
     rows = [{"tokens": [1, 2]}]
-    unknown = refused(target, "forward_backward", batch_data=rows, loss_fn="dpo")
+    unknown = refused(target, "forward_backward", batch_data=rows, loss_fn="magic")
     assert (unknown.code, unknown.param) == ("unknown_loss", "loss_fn")
     option = refused(target, "forward_backward", batch_data=rows, loss_kwargs={"beta": 1})
     assert (option.code, option.param) == ("unknown_option", "loss_kwargs.beta")
+
+
+def test_options_travel_with_their_defaults(target: Target) -> None:
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
+    entry = compiled(target, "forward_backward", batch_data=rows, loss_fn="dpo")
+    assert body(entry)["loss_kwargs"] == {"beta": 0.1, "label_smoothing": 0.0}
+    spelled = compiled(
+        target, "forward_backward", batch_data=rows, loss_fn="dpo", loss_kwargs={"beta": 0.1}
+    )
+    assert spelled.digest == entry.digest
+    chosen, rejected = unpack_rows(body(entry)["rows"])
+    assert (chosen.values, rejected.values) == ({"chosen": 1.0}, {"chosen": 0.0})
+
+
+def test_wrong_options_and_wrong_rows_are_named_together(target: Target) -> None:
+    rows = [{"prompt": "a", "chosen": [600], "rejected": " c"}]
+    error = refused(
+        target,
+        "forward_backward",
+        batch_data=rows,
+        loss_fn="dpo",
+        loss_kwargs={"epsilon": 0.1, "beta": 0},
+    )
+    assert [(d.param, d.code) for d in error.details] == [
+        ("loss_kwargs.epsilon", "unknown_option"),
+        ("loss_kwargs.beta", "validation_error"),
+        ("batch_data.0.chosen.0", "token_out_of_range"),
+    ]
+
+
+def test_the_largest_group_is_a_setting(target: Target) -> None:
+    group = [{"prompt": "a", "responses": [{"text": "b", "reward": 1}] * 5}]
+    small = Target(target.facts, target.model, max_group=4)
+    assert (
+        len(
+            unpack_rows(
+                body(compiled(target, "forward_backward", batch_data=group, loss_fn="grpo"))["rows"]
+            )
+        )
+        == 5
+    )
+    error = refused(small, "forward_backward", batch_data=group, loss_fn="grpo")
+    assert error.param == "batch_data.0.responses"
+
+
+def test_a_forward_is_bounded_in_what_it_answers(target: Target) -> None:
+    rows = [{"tokens": [1, 2, 3]}, {"text": "hello"}]
+    entry = compiled(target, "forward", batch_data=rows, top_k=2, prompt_logprobs=True)
+    assert body(entry)["top_k"] == 2
+    assert list(unpack_rows(body(entry)["rows"])[0].weights) == [1.0, 1.0, 0.0]
+    wide = Target(replace(target.facts, config={"max_seq_length": 10**6}), target.model)
+    large = [{"tokens": [1] * 50_000}] * 2
+    assert refused(wide, "forward", batch_data=large, top_k=20).param == "top_k"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""The gradient of one call: what its loss asks for beforehand, then micro-batch after micro-batch.
+
+Every pass of the call is by a plan, and all of them are in the call's: the reference's log-probabilities and
+those of a statistic round by theirs as the gradient does by its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from schemas.errors import SignalError
+from workers.engine.base import Base
+from workers.engine.objective import Objective
+from workers.engine.parameters import Parameters
+from workers.engine.passes import Asked, Passes, Sums
+from workers.engine.plan import Plan, Unit
+
+if TYPE_CHECKING:
+    from workers.text.rows import Row
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Of one call: `loss_sum` in nats, its gradient [P] in the master's dtype with its L2 norm, `metrics`,
+    and the `plan` that repeats it, as JSON."""
+
+    loss_sum: float
+    gradient: Tensor
+    norm: float
+    metrics: dict[str, float]
+    plan: dict[str, Any]
+
+
+class Call:
+    """One forward_backward of a run: its objective, and how it is computed."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapter: Parameters,
+        objective: Objective,
+        *,
+        checkpoint: bool = False,
+        stream: int = 0,
+        plan: Any = None,
+    ) -> None:
+        """`stream` keys the dropout; `plan` is that of an earlier execution, None to make one."""
+        self.base, self.adapter, self.objective = base, adapter, objective
+        self.checkpoint, self.stream, self._recorded = checkpoint, stream, plan
+        self._plan: dict[str, Any] = {}
+
+    def gradient(self) -> Gradient:
+        """Raises SignalError non_finite, which names the example where one can be named, out_of_memory, and
+        state_mismatch for a plan that is not this call's."""
+        objective = self.objective
+        if objective.needs_reference:
+            objective.set_reference(self._logprobs("reference", None, objective.rows))
+        if objective.statistic_rows:
+            rows = [objective.rows[index] for index in objective.statistic_rows]
+            objective.set_statistics(self._logprobs("statistics", self.adapter, rows))
+        asked = Asked(entropy=objective.loss.needs_entropy)
+        passes = self._passes(self.adapter, objective.rows, asked)
+        units = objective.units
+        recorded = self._recorded
+        plan = passes.plan(units) if recorded is None else Plan.from_json(recorded, units)
+        sums = passes.gradient(plan, objective.evaluate)
+        if not (math.isfinite(sums.loss) and math.isfinite(sums.norm)):
+            raise self._not_finite(passes, sums)
+        metrics = objective.metrics(sums.metrics)
+        made = {**sums.plan.to_json(), **self._plan}
+        return Gradient(sums.loss, sums.gradient, sums.norm, metrics, made)
+
+    def _logprobs(self, name: str, adapter: Parameters | None, rows: Sequence[Row]) -> Tensor:
+        """Of all `rows`, by the plan `name` of the recorded ones."""
+        passes = self._passes(adapter, rows)
+        units: list[Unit] = [(row,) for row in range(len(rows))]
+        recorded = self._recorded
+        if recorded is None:
+            plan = passes.plan(units)
+        else:
+            own = recorded.get(name) if isinstance(recorded, Mapping) else None
+            plan = Plan.from_json(own, units)
+        stats, plan = passes.stats(plan)
+        self._plan[name] = plan.to_json()
+        return stats.logprobs
+
+    def _passes(
+        self, adapter: Parameters | None, rows: Sequence[Row], asked: Asked | None = None
+    ) -> Passes:
+        return Passes(
+            self.base,
+            adapter,
+            rows,
+            checkpoint=self.checkpoint,
+            stream=self.stream,
+            asked=asked,
+        )
+
+    def _not_finite(self, passes: Passes, sums: Sums) -> SignalError:
+        row = passes.culprit(sums.plan, self.objective.evaluate)
+        example = None if row is None else self.objective.example(row)
+        which = "of the batch" if example is None else f"of example {example}"
+        return SignalError(
+            "non_finite",
+            f"The loss {which} ({sums.loss:g} in all) or its gradient is not finite; nothing was changed.",
+            param="batch_data" if example is None else f"batch_data.{example}",
+        )
