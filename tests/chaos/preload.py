@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).with_name("interpose.c")
-CACHE = Path(".cache/chaos").absolute()
+# LD_PRELOAD knows no way to name a path with a space or a colon, and a checkout may have one.
+CACHE = Path("/tmp") / f"signal-chaos-{os.getuid()}"
 NEEDED = "a C compiler (cc, gcc or clang), to jump the clock and to tear file operations"
 
 
@@ -23,7 +24,7 @@ def library() -> Path:
         pytest.skip(NEEDED)
     built = CACHE / f"interpose-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
     if not built.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+        CACHE.mkdir(mode=0o700, exist_ok=True)
         aside = built.with_suffix(f".{os.getpid()}")
         command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(aside), str(SOURCE), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

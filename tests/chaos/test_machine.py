@@ -131,6 +131,8 @@ class Machine(RuleBasedStateMachine):
         (found,) = ended(self.chaos.api, futures(pair.run, [load_it]))
         assert found["status"] == "completed", found
         pair.oracle.trainer.restore(pair.oracle.saved[name])
+        # Gradients that were accumulated are neither saved nor kept.
+        pair.oracle.trainer.clear_accumulation()
         pair.oracle.skip()
         assert found["seq"] == pair.oracle.seq
 

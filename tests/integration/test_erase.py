@@ -150,6 +150,7 @@ def gone_everywhere(run: Run, future_id: str) -> None:
     api, document = run.api, run.api.get("/openapi.json").json()
     bodies: dict[str, Any] = {
         "forward_backward": BATCH,
+        "forward": BATCH,
         "sample": {"prompts": ["a"]},
         "operations": {"operations": [{"kind": "optim_step"}]},
         "tokenize": {"text": "a"},

@@ -21,6 +21,7 @@ LABEL = {"whose": "ann"}
 KEY = {"Idempotency-Key": "the-same-for-both"}
 BODIES: dict[str, dict[str, Any]] = {
     "forward_backward": BATCH,
+    "forward": BATCH,
     "sample": {"prompts": ["a"], "max_tokens": 1},
     "operations": {"operations": [{"kind": "optim_step"}]},
     "tokenize": {"text": "a"},
