@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from tests.chaos.conftest import SEED
 from tests.chaos.course import CONFIG, forward, step
-from tests.chaos.harness import Chaos, kill
+from tests.chaos.harness import Chaos, kill, restarted
 from tests.chaos.oracle import NUMBERS, Oracle, load
 from tests.support.api import Run
 from tests.support.inside import until
@@ -49,10 +49,16 @@ class Machine(RuleBasedStateMachine):
 
     chaos: Chaos
     base: Any
+    # Whether every program gets a supervisor that has not seen the deaths of the one before: it pauses
+    # longer and longer before it starts what dies often.
+    fresh: bool
 
     def __init__(self) -> None:
         super().__init__()
         self.pairs: list[Pair] = []
+        if self.fresh:
+            kill(self.chaos.supervisor())
+            restarted(self.chaos)
 
     # --- which runs a rule may take -----------------------------------------------------------
 
@@ -184,13 +190,14 @@ class Machine(RuleBasedStateMachine):
             assert answer.status_code in (200, 202), answer.text
             return True
 
-        until(asked, 20)
+        # An agent that was killed often is started again after half a minute.
+        until(asked, 60)
 
         def moved() -> bool | None:
             state = pair.run.get().json()
             return (state["status"] == "ready" and state["device"]["slot"] != before) or None
 
-        until(moved, 60)
+        until(moved, 90)
 
     @precondition(lambda self: self.active)
     @rule(data=st.data(), which=st.integers(1, 3))
@@ -263,7 +270,9 @@ class Machine(RuleBasedStateMachine):
         assert pair.run.post("/cancel").status_code == 200
 
 
-def run_programs(chaos: Chaos, model: Path, programs: int, steps: int) -> None:
+def run_programs(
+    chaos: Chaos, model: Path, programs: int, steps: int, *, fresh: bool = False
+) -> None:
     """So many programs of at most so many rules, by the seed."""
     found = load(model)
 
@@ -271,7 +280,7 @@ def run_programs(chaos: Chaos, model: Path, programs: int, steps: int) -> None:
     class Bound(Machine):
         pass
 
-    Bound.chaos, Bound.base = chaos, found
+    Bound.chaos, Bound.base, Bound.fresh = chaos, found, fresh
     chosen = settings(
         max_examples=programs,
         stateful_step_count=steps,
@@ -292,4 +301,4 @@ def test_a_few_programs(chaos: Chaos, tiny_model: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_many_programs(chaos: Chaos, tiny_model: Path) -> None:
-    run_programs(chaos, tiny_model, programs=25, steps=30)
+    run_programs(chaos, tiny_model, programs=20, steps=30, fresh=True)
