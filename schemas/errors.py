@@ -227,6 +227,9 @@ _ROWS = (
     ),
     ErrorCode("storage_full", 503, True, "The server's disk is full.", 30),
     ErrorCode(
+        "overloaded", 503, True, "Too many requests are under way at once; nothing was done.", 2
+    ),
+    ErrorCode(
         "unavailable", 503, True, "A part of the server (database, Redis) cannot be reached.", 2
     ),
     ErrorCode(

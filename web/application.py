@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from web import admission
 from web.accounts import auth
 from web.artifacts.views import blp as artifacts
 from web.context import Services
@@ -50,6 +51,7 @@ def build(settings: Settings | None = None) -> Flask:
     app.extensions["signal"] = Services(settings)
     install(app)
     auth.install(app)
+    admission.install(app)
     app.before_request(refuse_query)
     api = SignalApi(app)
     api.ma_plugin.converter.add_attribute_function(exact)

@@ -21,6 +21,7 @@ from gpu_pool.database import Database
 from schemas.errors import SignalError
 from web.accounts.auth_cache import AuthCache
 from web.accounts.service import User
+from web.admission import Admission
 from web.runs.facts import RunFactsCache
 from workers.catalogue import Catalogue
 from workers.queue.app import make_app, release_queue, ring
@@ -46,6 +47,7 @@ class Services:
         self.hub = FutureHub(self.redis, self.facts.heard)
         self.catalogue = Catalogue(settings)
         self.auth = AuthCache(self.db)
+        self.admission = Admission()
         self._celery = make_app(settings)
         # A request must not hang with the broker: by default kombu tries for ever to reach it, and a
         # broker that is reached but silent would hold the doorbell for half a minute.

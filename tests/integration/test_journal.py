@@ -410,19 +410,26 @@ def test_readers_see_every_entry_while_they_are_sealed(valkey: Valkey, journal: 
         for upto in range(1, count + 1):
             sealing.seal(RUN, 1, upto)
 
+    results = [b'{"seq":%d}' % seq for seq in range(1, count + 1)]
+    assert journal.results(journal.finished_after(RUN, 0, count)) == results
+    rounds = 0
     thread = threading.Thread(target=seal)
     thread.start()
     try:
         while thread.is_alive():
             read = [(past.seq, past.body) for past in journal.past(RUN, 0, count)]
             assert read == [(seq, b"%d" % seq) for seq in range(1, count + 1)]
-            listed = [entry.seq for entry in journal.finished_after(RUN, 0, count)]
-            assert listed == list(range(1, count + 1))
+            listed = journal.finished_after(RUN, 0, count)
+            assert [entry.seq for entry in listed] == list(range(1, count + 1))
+            # Found while some were here, their results looked for when they are sealed.
+            assert journal.results(listed) == results
+            rounds += 1
             head = journal.head(RUN)
             assert head is not None and head.seq_count == count
     finally:
         thread.join()
         redis.close()
+    assert rounds > 1
 
 
 def test_redis_holds_no_more_of_a_run_than_is_unsealed(journal: Journal) -> None:

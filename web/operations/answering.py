@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from flask import Response, after_this_request
 
 from schemas.errors import SignalError
+from web.admission import end_turn
 from web.answers import raw_answer
 from web.context import services, user
 from web.futures.render import future_bytes
@@ -49,10 +50,12 @@ def append(facts: RunFacts, entries: Sequence[NewEntry]) -> tuple[list[Appended]
     Without a key of the client's, one of ours: the connection to Redis repeats a command whose reply
     was lost, and what the command did must not be done twice.
     """
-    key = idempotency_key()
-    appended = submit(
-        services(), facts, entries, f"c:{key}" if key else f"r:{secrets.token_hex(8)}"
-    )
+    s, key = services(), idempotency_key()
+    if any(len(entry.body) > s.settings.inline_bytes for entry in entries):
+        # Nobody is to wait for storage because another has a large body.
+        end_turn()
+    appended = submit(s, facts, entries, f"c:{key}" if key else f"r:{secrets.token_hex(8)}")
+    end_turn()
     replayed = key is not None and all(one.replayed for one in appended)
     return appended, {REPLAYED: "true"} if replayed else {}
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 
+from web.admission import MAX_WAITING
+
 _cores = len(os.sched_getaffinity(0))
 _waits = int(os.environ.get("SIGNAL_MAX_WAITS") or 200)
 
 bind = f"fd://{os.environ['SIGNAL_WEB_FD']}"
 worker_class = "gthread"
 workers = int(os.environ.get("SIGNAL_WEB_WORKERS") or min(2, max(1, _cores // 4)))
-# A long poll holds a thread; some must stay free for everything else.
-threads = _waits + 56
+# A long poll holds a thread, and so does a request that waits for its turn (web.admission); some must
+# stay free for everything else.
+threads = _waits + 2 * MAX_WAITING + 56
 worker_connections = 4 * threads
 keepalive = 75
 timeout = 60

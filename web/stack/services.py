@@ -16,6 +16,9 @@ from web.stack.folder import Folder
 from web.stack.redis_server import find_binary, serves, write_config
 
 AGENT_GRACE_S = 35.0
+# glibc would keep what large bodies took: an arena for every few threads, and a growing threshold
+# above which memory is given back.
+_LEAN_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 def redis(folder: Folder, environment: Mapping[str, str], port: int) -> Service:
@@ -35,7 +38,7 @@ def web(environment: Mapping[str, str], listener: Callable[[], int], base_url: s
     return Service(
         "web",
         python("gunicorn", "-c", "python:web.stack.gunicorn_conf", "web.wsgi:app"),
-        environment,
+        {**environment, **_LEAN_MALLOC},
         lambda: answers(f"{base_url}/ready"),
         listener=listener,
         grace_s=5.0,
