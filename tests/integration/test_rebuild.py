@@ -334,6 +334,12 @@ def test_a_branch_begins_with_the_exact_state(
         journal.open_run(branch, "user_1")
         origin = {"run_id": RUN, "seq": seq}
         child = sessions.attach(branch, 1, origin=origin)
+        head = journal.head(branch)
+        # Before it has done anything of its own.
+        assert head is not None and head.state["step"] == child.trainer.step
+        assert head.state["step"] == sum(
+            past.kind == "optim_step" for past in history(journal, RUN, seq)
+        )
         journal.append(branch, PLAN[seq:])
         child.drain()
         mine, other = dict(proof(child)), dict(undisturbed[1])
@@ -342,6 +348,31 @@ def test_a_branch_begins_with_the_exact_state(
         # It needs its parent no more.
         again = sessions.attach(branch, 2, origin={"run_id": "run_gone", "seq": seq})
         assert proof(again) == proof(child)
+
+
+@pytest.mark.parametrize(("most", "also_between"), [(1_000, False), (3, True)])
+def test_a_whole_model_is_copied_when_nothing_is_accumulated(
+    valkey: Valkey, tmp_path: Path, tiny_model: Path, most: int, also_between: bool
+) -> None:
+    """Unless too many operations would have to be executed again."""
+    redis = connect(valkey.url)
+    redis.flushall()
+    settings = settings_for(tmp_path, valkey.url, snapshot_share=1e9, snapshot_max_operations=most)
+    journal = Journal(redis, LocalStorage(tmp_path / "store"), settings)
+    journal.open_run(RUN, "user_1")
+    sessions = Sessions(journal, tiny_model, own=False)
+    session = sessions.attach(RUN, 1, config={**CONFIG, "lora_r": 0})
+    seqs = []
+    for entry in loop(6, accumulate=6):
+        journal.append(RUN, [entry])
+        session.drain()
+        session.snapshots.wait()
+        seqs.append((session.snapshots.seq, entry.kind))
+    taken = {seq for seq, _ in seqs if seq > 0}
+    steps = {number for number, (_, kind) in enumerate(seqs, 1) if kind == "optim_step"}
+    assert taken >= steps
+    assert bool(taken - steps) == also_between
+    redis.close()
 
 
 def test_refused_operations_leave_the_same_trace_when_rebuilt(sessions: Sessions) -> None:

@@ -32,9 +32,9 @@ CONFIG: dict[str, Any] = {
 class Sessions:
     """Makes sessions of runs on one journal and one tiny model."""
 
-    def __init__(self, journal: Journal, model: Path) -> None:
-        """The base is loaded at the first session."""
-        self.journal, self.model = journal, model
+    def __init__(self, journal: Journal, model: Path, *, own: bool = True) -> None:
+        """The base is loaded at the first session; `own` is false where all of it is trained."""
+        self.journal, self.model, self.own = journal, model, own
         self.stopping = False
         self._base: Any = None
 
@@ -50,7 +50,7 @@ class Sessions:
             "projected_seq": 0,
             **changes,
         }
-        self._base = self._base or load_base(self.model, threads=1)
+        self._base = self._base or load_base(self.model, threads=1, own=self.own)
         events = OperationEvents(make_app(self.journal.settings), self.journal.settings, "w@h")
         worker = Worker(f"w{epoch}@h", events, lambda: None, lambda: self.stopping)
         session = Session(self.journal, run_id, epoch, spec, self._base, self.model, worker)

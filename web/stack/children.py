@@ -24,7 +24,7 @@ UNKNOWN = 255
 
 
 # Names, in a child's environment, the descriptor of the socket that it inherits.
-LISTENER_FD = "SIGNAL_WEB_FD"
+LISTENER_FD = "SIGNAL_LISTENER_FD"
 
 
 @dataclass(frozen=True)

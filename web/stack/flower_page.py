@@ -5,6 +5,11 @@ Its options come by FLOWER_* variables. Needs the broker alone, so no task and n
 
 from __future__ import annotations
 
+import os
+import socket
+from typing import Any
+
+import flower.app
 from flower.views import monitor
 from tornado.web import authenticated
 
@@ -17,7 +22,15 @@ def main() -> None:
     # Flower leaves these two open; others on this machine could read from them what is trained here.
     for page in (monitor.Metrics, monitor.Healthcheck):
         page.get = authenticated(page.get)
+    flower.app.bind_sockets = _inherited
     make_app(Settings.from_env()).start(["flower"])
+
+
+def _inherited(*_: Any, **__: Any) -> list[socket.socket]:
+    """The supervisor's socket: no other program can take the port between its choice and its use."""
+    listener = socket.socket(fileno=int(os.environ["SIGNAL_LISTENER_FD"]))
+    listener.setblocking(False)
+    return [listener]
 
 
 if __name__ == "__main__":

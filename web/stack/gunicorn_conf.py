@@ -13,7 +13,7 @@ from web.admission import MAX_WAITING
 _cores = len(os.sched_getaffinity(0))
 _waits = int(os.environ.get("SIGNAL_MAX_WAITS") or 200)
 
-bind = f"fd://{os.environ['SIGNAL_WEB_FD']}"
+bind = f"fd://{os.environ['SIGNAL_LISTENER_FD']}"
 worker_class = "gthread"
 workers = int(os.environ.get("SIGNAL_WEB_WORKERS") or min(2, max(1, _cores // 4)))
 # A long poll holds a thread, and so does a request that waits for its turn (web.admission); some must

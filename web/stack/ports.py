@@ -28,17 +28,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def free_port(host: str = "127.0.0.1", preferred: int = 0) -> int:
-    """A port that nobody listens on just now: the preferred one if it is free."""
-    for port in (preferred, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise StackError(f"no free port on {host}")
+def listen_preferring(host: str, port: int) -> socket.socket:
+    """As `listen`, on any free port where this one is taken."""
+    try:
+        return listen(host, port)
+    except StackError:
+        return listen(host, 0)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def url(host: str, port: int) -> str:

@@ -55,12 +55,14 @@ def projector(environment: Mapping[str, str]) -> Service:
     return Service("projector", python("web.projector"), environment, grace_s=5.0)
 
 
-def flower(environment: Mapping[str, str], login: str, url: str) -> Service:
-    """Celery's page for operators, behind a login. Its options go by environment: no secret in arguments."""
-    port = str(urlsplit(url).port)
+def flower(
+    environment: Mapping[str, str], listener: Callable[[], int], login: str, url: str
+) -> Service:
+    """Celery's page for operators, behind a login, on a socket that the supervisor opened.
+
+    Its options go by environment: no secret in arguments.
+    """
     options = {
-        "FLOWER_ADDRESS": "127.0.0.1",
-        "FLOWER_PORT": port,
         "FLOWER_BASIC_AUTH": login,
         "FLOWER_MAX_TASKS": "10000",
         "FLOWER_PURGE_OFFLINE_WORKERS": "60",
@@ -71,6 +73,7 @@ def flower(environment: Mapping[str, str], login: str, url: str) -> Service:
         ("nice", "-n", "10", *python("web.stack.flower_page")),
         {**environment, **options},
         lambda: answers(f"{url}/healthcheck", login),
+        listener=listener,
         grace_s=3.0,
     )
 

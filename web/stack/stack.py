@@ -28,7 +28,7 @@ log = logging.getLogger("signal.stack")
 
 START_TIMEOUT_S = 120.0
 REDIS_ATTEMPTS = 5
-FLOWER_PORT = 5555
+LOOPBACK, FLOWER_PORT = "127.0.0.1", 5555
 
 
 class Stack:
@@ -40,7 +40,7 @@ class Stack:
         self.folder = Folder(Path(options.data_dir))
         self._base = base
         self._environment: dict[str, str] = {}
-        self._listener: socket.socket | None = None
+        self._listeners: dict[str, socket.socket] = {}
         self._supervisor = Supervisor(self.folder, self._record)
         me = Process.of(os.getpid())
         assert me is not None
@@ -96,16 +96,17 @@ class Stack:
         finally:
             self.state.ready = False
             self._record()
-            if self._listener:
-                self._listener.close()
+            for listener in self._listeners.values():
+                listener.close()
             self._supervisor.stop(orphans.STOPPING)
             # The agent ends its workers; this is for the case that it was killed before it could.
             for process in leftovers.sweep(self.folder):
                 log.warning("ended pid %d, which was left over", process.pid)
 
     def _start(self) -> None:
-        self._listener = ports.listen(self.options.host, self.options.port)
-        port = int(self._listener.getsockname()[1])
+        listener = ports.listen(self.options.host, self.options.port)
+        self._listeners["web"] = listener
+        port = int(listener.getsockname()[1])
         self.state.base_url = ports.url(self.options.host, port)
         self._start_redis()
         self._prepare()
@@ -134,19 +135,25 @@ class Stack:
         """All but the Redis-protocol server, which comes first."""
         env = self._environment
         return [
-            services.web(env, self._listening, self.state.base_url),
+            services.web(env, self._web_listener, self.state.base_url),
             services.agent(env),
             services.projector(env),
             *self._flower(),
         ]
 
-    def _listening(self) -> int:
-        """The socket that web inherits; where web was adopted, opened when web has to start anew."""
-        if self._listener is None:
-            port = urlsplit(self.state.base_url).port
+    def _web_listener(self) -> int:
+        return self._listener("web", self.options.host, self.state.base_url)
+
+    def _flower_listener(self) -> int:
+        return self._listener("flower", LOOPBACK, self.state.flower_url)
+
+    def _listener(self, name: str, host: str, url: str) -> int:
+        """The socket that a service inherits; where it was adopted, opened when it has to start anew."""
+        if name not in self._listeners:
+            port = urlsplit(url).port
             assert port is not None
-            self._listener = ports.listen(self.options.host, port)
-        return self._listener.fileno()
+            self._listeners[name] = ports.listen(host, port)
+        return self._listeners[name].fileno()
 
     def _offer(self, children: list[Child]) -> None:
         self._supervisor.wait_until_serving(children, START_TIMEOUT_S)
@@ -203,10 +210,11 @@ class Stack:
             log.warning("Flower is not installed: no page for operators (pip install flower)")
             return []
         if not self.state.flower_url:
-            port = ports.free_port(preferred=FLOWER_PORT)
-            self.state.flower_url = ports.url("127.0.0.1", port)
-        login = self.folder.flower_login.read_text().strip()
-        return [services.flower(self._environment, login, self.state.flower_url)]
+            listener = ports.listen_preferring(LOOPBACK, FLOWER_PORT)
+            self._listeners["flower"] = listener
+            self.state.flower_url = ports.url(LOOPBACK, int(listener.getsockname()[1]))
+        login, url = self.folder.flower_login.read_text().strip(), self.state.flower_url
+        return [services.flower(self._environment, self._flower_listener, login, url)]
 
     def _identity(self) -> str:
         """Names this data folder in a Redis database that may be shared; it moves with the folder."""

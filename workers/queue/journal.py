@@ -94,14 +94,16 @@ class Journal(Supervision):
         fingerprint: dict[str, Any] | None = None,
         rebuilt: dict[str, Any] | None = None,
         other_bits_since: int | None = None,
+        *,
+        state: dict[str, Any],
     ) -> None:
-        """The session is in memory; `rebuilt` says from what, and `other_bits_since` from which seq on its
-        bits may differ from those before. Raises Fenced, Closed or Missing."""
+        """The session is in memory, in `state`; `rebuilt` says from what, and `other_bits_since` from which
+        seq on its bits may differ from those before. Raises Fenced, Closed or Missing."""
         how, since = json.dumps(rebuilt) if rebuilt else "", other_bits_since
         self._fenced(
             self._call(
                 "report", run_id, epoch, json.dumps(device), json.dumps(fingerprint or {}), how,
-                "" if since is None else since,
+                "" if since is None else since, json.dumps(state),
             )
         )  # fmt: skip
 

@@ -113,4 +113,5 @@ def _report(session: Session, head: Head, rebuilt: Rebuilt) -> None:
         session.fingerprint,
         rebuilt.event() if again else None,
         since,
+        state=session.primitives.state(),
     )

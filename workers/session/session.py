@@ -162,7 +162,7 @@ class Session:
             self._pending = Pending(taken, outcome)
             self._commit_pending()
             self.worker.beat()
-            if self.snapshots.due():
+            if self.snapshots.due(light=self._is_light()):
                 self.snapshots.begin(self._copy())
             if taken.number == until:
                 return
@@ -271,7 +271,9 @@ class Session:
             recent=[commit.past for commit in commits],
             data=[commit.data for commit in commits],
         )
-        self.journal.report_ready(self.run_id, self.epoch, self.device, self.fingerprint)
+        self.journal.report_ready(
+            self.run_id, self.epoch, self.device, self.fingerprint, state=self.primitives.state()
+        )
         self.snapshots.tell_again()
 
     def _stop_check(self, taken: Taken) -> Callable[[], bool]:
@@ -300,6 +302,11 @@ class Session:
         if self._pending is not None:
             return False
         return self.snapshots.write_now(self._copy())
+
+    def _is_light(self) -> bool:
+        """Whether a copy is no larger than it must be: accumulated gradients are as large as what they
+        are of, which counts where that is a whole model."""
+        return bool(self.primitives.config["lora_r"]) or not self.trainer.accumulated
 
     def _copy(self) -> Copied:
         begun = time.monotonic()

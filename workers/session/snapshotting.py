@@ -85,8 +85,9 @@ class Snapshotter:
         self._operations += 1
         self._bytes += size
 
-    def due(self) -> bool:
-        """Whether the state should be copied now."""
+    def due(self, *, light: bool = True) -> bool:
+        """Whether the state should be copied now; one that will soon be smaller (not `light`) only when the
+        bounds on operations or bytes are reached."""
         now, settings = time.monotonic(), self._settings
         if not self._operations or self._busy() or now < self._retry_at:
             return False
@@ -94,7 +95,7 @@ class Snapshotter:
             return True
         if self._bytes >= settings.snapshot_max_bytes:
             return True
-        return now - self._ended_at >= self._cost_s / settings.snapshot_share
+        return light and now - self._ended_at >= self._cost_s / settings.snapshot_share
 
     def begin(self, copied: Copied) -> None:
         """Write `copied` in the background."""
