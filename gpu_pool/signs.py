@@ -39,19 +39,18 @@ class Signs:
     def stuck_s(self, head: Head, now: float) -> float:
         """For how long an operation that runs has made no progress; 0 when none runs."""
         progress = self._report.progress if self._report else ""
-        if head.running is None or not progress:
+        if not head.busy or not progress:
             self._progress = Pulse()
             return 0.0
         return self._progress.silent_s(f"{head.running} {progress}", now)
 
     def watch_idleness(self, head: Head, now: float) -> None:
         """Keeps `idle_s` up to date."""
-        if head.hold or head.applied < head.seq_count or head.running is not None:
+        if head.hold or head.waits or head.busy:
             self._activity, self.idle_s = Pulse(), 0.0
         else:
             self.idle_s = self._activity.silent_s(str(head.last_activity), now)
 
     def bell_is_due(self, head: Head, now: float) -> bool:
         """Whether to ring because the run has work and makes no progress."""
-        waits = head.applied < head.seq_count and not head.hold
-        return self._bell.due(head.applied, waits, head.running is not None, now)
+        return self._bell.due(head.applied, head.waits and not head.hold, head.busy, now)

@@ -222,7 +222,7 @@ def test_cancelled_operations_are_passed_over_in_order(journal: Journal) -> None
     running = journal.take(RUN, 1)
     assert running is not None
     assert journal.cancel(RUN, 2) == "cancelled"
-    assert journal.cancel(RUN, 1) == "stopping" and journal.must_stop(RUN, 1, 1)
+    assert journal.cancel(RUN, 1) == "stopping" and journal.stops(RUN, 1, [1, 2]) == {1}
     journal.commit(RUN, 1, running, Outcome("cancelled"))
     step = journal.take(RUN, 1)
     assert step is not None and (step.number, step.seq) == (3, 3)

@@ -40,9 +40,11 @@ class History(Scripts):
         for run_id in run_ids:
             pipe.hgetall(keys.prefix(run_id) + "head")
             pipe.llen(keys.prefix(run_id) + "order")
+            pipe.llen(keys.prefix(run_id) + "free")
+            pipe.scard(keys.prefix(run_id) + "flying")
         rows = pipe.execute()
         return [
-            Head.from_redis(run_id, rows[2 * i], rows[2 * i + 1]) if rows[2 * i] else None
+            Head.from_redis(run_id, *rows[4 * i : 4 * i + 4]) if rows[4 * i] else None
             for i, run_id in enumerate(run_ids)
         ]
 

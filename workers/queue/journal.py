@@ -16,14 +16,14 @@ from schemas.errors import SignalError
 from workers.queue import keys
 from workers.queue.records import Appended, NewEntry, Outcome, Past, Snapshot, Taken
 from workers.queue.scripts import Behind, Closed, Fenced, Held, Missing, connect
-from workers.queue.supervision import Supervision
+from workers.queue.unordered import Unordered
 
 __all__ = ["Behind", "Closed", "Fenced", "Held", "Journal", "Missing", "connect", "held_error"]
 
 _OWN_KEY_TTL_S = 600
 
 
-class Journal(Supervision):
+class Journal(Unordered):
     """All runs' journals on one Redis-protocol server."""
 
     # --- the web tier -------------------------------------------------------------------------
@@ -69,6 +69,7 @@ class Journal(Supervision):
                 entry.on_error,
                 entry.digest,
                 len(entry.body),
+                "" if entry.ordered else "1",
             ]
         reply = self._call("append", run_id, *args)
         if reply[0] != b"ok":
@@ -113,8 +114,17 @@ class Journal(Supervision):
         `listening` keeps the bell taken: the worker will call `listen` and `take` again. Raises Fenced,
         Closed, Held or Missing.
         """
-        reply = self._fenced(self._call("take", run_id, epoch, "1" if listening else ""))
-        if reply[0] == b"empty":
+        return self._as_taken(run_id, self._call("take", run_id, epoch, "1" if listening else ""))
+
+    def take_ahead(self, run_id: str, epoch: int, seq: int) -> Taken | None:
+        """The operation at `seq`, behind samples that are being executed, if it is a sample too.
+
+        Samples in a row see the same weights. Raises as `take`.
+        """
+        return self._as_taken(run_id, self._call("take_ahead", run_id, epoch, seq))
+
+    def _as_taken(self, run_id: str, reply: list[Any]) -> Taken | None:
+        if self._fenced(reply)[0] == b"empty":
             return None
         ref = reply[4].decode()
         return Taken(
@@ -197,15 +207,6 @@ class Journal(Supervision):
             fields = {**entry.fields(), "data": json.dumps(extra)}
             args += [entry.seq, entry.number, json.dumps(fields), entry.body, entry.result]
         self._fenced(self._call("rewind", run_id, *args))
-
-    def must_stop(self, run_id: str, epoch: int, number: int) -> bool:
-        """Whether a running sample is to end at its next token."""
-        row = cast(
-            list[bytes | None],
-            self.redis.hmget(keys.prefix(run_id) + "head", ["stop", "closed", "epoch"]),
-        )
-        stop, closed, current = row
-        return stop == str(number).encode() or bool(closed) or current != str(epoch).encode()
 
 
 def _appended(flat: Sequence[bytes]) -> list[Appended]:

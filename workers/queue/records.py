@@ -33,11 +33,14 @@ class NewEntry:
     client_seq: int | None = None
     on_error: str = "fail"
     digest: str = ""
+    # Without one it has no seq, waits for nothing in the run, and may be executed beside anything.
+    ordered: bool = True
 
 
 @dataclass(frozen=True)
 class Appended:
-    """Where an operation went. `seq` is None while it waits for its predecessor in the lane.
+    """Where an operation went. `seq` is None while it waits for its predecessor in the lane, and where it has
+    no place in the order.
 
     `applied` is the run's last finished seq at that moment. `tag` makes the future's id one of its own,
     also if a server that lost its newest data gives the entry's number out again.
@@ -71,6 +74,8 @@ class Entry:
     result_ref: str
     digest: str
     tag: str
+    # Whether it has no place in the order.
+    free: bool = False
 
     @property
     def finished(self) -> bool:
@@ -102,6 +107,7 @@ class Entry:
             result_ref=text.get("res", ""),
             digest=text["digest"],
             tag=text["tag"],
+            free=text.get("free") == "1",
         )
 
 
@@ -148,6 +154,19 @@ class Head:
     fingerprint: dict[str, Any] | None
     queued_bytes: int
     unsealed_bytes: int
+    # Of the operations that have no place in the order: how many wait, and how many are executed.
+    free: int = 0
+    flying: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether an operation is being executed."""
+        return self.running is not None or self.flying > 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is an operation that has not ended."""
+        return self.applied < self.seq_count or self.free > 0 or self.flying > 0
 
     @property
     def recovery_s(self) -> float | None:
@@ -156,7 +175,14 @@ class Head:
         return None if known is None else float(known)
 
     @classmethod
-    def from_redis(cls, run_id: str, row: Mapping[bytes, bytes], order_length: int) -> Head:
+    def from_redis(
+        cls,
+        run_id: str,
+        row: Mapping[bytes, bytes],
+        order_length: int,
+        free: int = 0,
+        flying: int = 0,
+    ) -> Head:
         """From the head's hash and the length of the order, which begins after `base`."""
         text = {key.decode(): value.decode() for key, value in row.items()}
         branch_from = text.get("branch_from", "")
@@ -186,12 +212,17 @@ class Head:
             fingerprint=json.loads(text["fingerprint"]) if text.get("fingerprint") else None,
             queued_bytes=int(text.get("queued_bytes", "0")),
             unsealed_bytes=int(text.get("unsealed", "0")),
+            free=free,
+            flying=flying,
         )
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The entry that a worker is to execute now; `lane` is empty when the client named none."""
+    """The entry that a worker is to execute now; `lane` is empty when the client named none.
+
+    `seq` is 0 where it has no place in the order.
+    """
 
     run_id: str
     number: int

@@ -19,8 +19,9 @@ from workers.settings import Settings
 from workers.storage import Storage
 
 _SCRIPTS = (
-    "append", "cancel", "close", "commit", "detached", "expire", "hold", "lost", "move", "open", "place",
-    "release", "reopen", "report", "rewind", "snapshot", "take", "trim",
+    "append", "cancel", "close", "commit", "commit_free", "detached", "expire", "hold", "lost", "move",
+    "open", "place", "release", "reopen", "report", "rewind", "snapshot", "take",
+    "take_ahead", "take_free", "trim",
 )  # fmt: skip
 
 

@@ -130,9 +130,8 @@ class Supervision(History):
         """What a run has in Redis besides its entries, and idempotency keys, which expire by themselves."""
         base = keys.prefix(run_id)
         lanes = self.redis.scan_iter(base.replace("{", "[{]") + "l*", count=1000)
-        return [base + name for name in ("order", "open", "head", "ring")] + [
-            key.decode() for key in lanes
-        ]
+        own = ("order", "open", "head", "ring", "refs")
+        return [base + name for name in own] + [key.decode() for key in lanes]
 
     def erase(self, run_id: str) -> None:
         """Delete everything of a run from Redis."""

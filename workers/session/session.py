@@ -288,7 +288,7 @@ class Session:
             if now - last[0] >= 0.05 and not last[1]:
                 last[0] = now
                 try:
-                    last[1] = self.journal.must_stop(self.run_id, self.epoch, taken.number)
+                    last[1] = bool(self.journal.stops(self.run_id, self.epoch, [taken.number]))
                 except (RedisError, OSError) as error:
                     log.warning("cannot look whether seq %d is cancelled: %s", taken.seq, error)
             return bool(last[1])

@@ -1,15 +1,20 @@
 -- Appends entries, all or none. ARGV: max_queued, max_bytes (per run), user_operations, user_bytes,
 -- max_unsealed, gap_deadline_s, op_deadline_s, idem_key, idem_digest, idem_ttl_s, tag, count, then per entry:
--- kind, body, body_ref, tokens, lane, client_seq, on_error, digest, size.
+-- kind, body, body_ref, tokens, lane, client_seq, on_error, digest, size, free ('1': without a place in the order).
 -- Answers {'ok', ring, appended…, '|', admitted…}: appended = n,seq,status,replayed,submitted,applied,tag;
 -- admitted = n,kind.
 local max_queued, max_bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local user_operations, user_bytes, max_unsealed = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local gap_s, deadline_s = tonumber(ARGV[6]), tonumber(ARGV[7])
 local idem, idem_digest, idem_ttl, tag, count = ARGV[8], ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
-local WIDTH = 9
+local WIDTH = 10
 
 local function arg(i, j) return ARGV[12 + (i - 1) * WIDTH + j] end
+
+local function is_free(i) return arg(i, 10) == '1' end
+
+-- What has no place in the order is only told apart by its client_seq: no gap in it means anything.
+local function lane_key(i) return P .. (is_free(i) and 'ulane:' or 'lane:') .. arg(i, 5) end
 
 -- `given` is the tag, for an entry that is in a segment by now.
 local function known(n, replayed, given)
@@ -38,16 +43,17 @@ local replays, given_tags, fresh, fresh_bytes, seen = {}, {}, 0, 0, {}
 for i = 1, count do
   local lane, cseq = arg(i, 5), arg(i, 6)
   if lane ~= '' then
-    local have = redis.call('HGET', P .. 'lane:' .. lane, 'm:' .. cseq)
+    local have = redis.call('HGET', lane_key(i), 'm:' .. cseq)
     if have then
       local number, given, digest = string.match(have, '^(%d+),(%x+),(.*)$')
       if digest ~= string.sub(arg(i, 8), 1, 32) then return {'client_seq_conflict', i} end
       replays[i], given_tags[i] = number, given
     else
-      if seen[lane .. '|' .. cseq] then return {'client_seq_conflict', i} end
-      seen[lane .. '|' .. cseq] = true
-      local next_seq = tonumber(redis.call('HGET', P .. 'lane:' .. lane, 'next') or '1')
-      if tonumber(cseq) < next_seq then return {'sequence_gap', i} end
+      local name = lane_key(i) .. '|' .. cseq
+      if seen[name] then return {'client_seq_conflict', i} end
+      seen[name] = true
+      local next_seq = tonumber(redis.call('HGET', lane_key(i), 'next') or '1')
+      if not is_free(i) and tonumber(cseq) < next_seq then return {'sequence_gap', i} end
     end
   end
   if not replays[i] then
@@ -119,19 +125,23 @@ for i = 1, count do
     redis.call('HSET', P .. 'e:' .. n, 'kind', arg(i, 1), 'status', 'pending', 'sub', stamp(at),
       'tok', arg(i, 4), 'body', arg(i, 3), 'on_error', arg(i, 7), 'digest', arg(i, 8),
       'lane', lane, 'cseq', cseq, 'dl', stamp(at + deadline_s), 'tag', tag, 'size', arg(i, 9))
+    if is_free(i) then redis.call('HSET', P .. 'e:' .. n, 'free', '1') end
     if arg(i, 3) == '' then
       redis.call('SET', P .. 'b:' .. n, arg(i, 2))
-      redis.call('HINCRBY', P .. 'head', 'unsealed', #arg(i, 2))
+      if not is_free(i) then redis.call('HINCRBY', P .. 'head', 'unsealed', #arg(i, 2)) end
     end
     redis.call('SADD', P .. 'open', n)
     redis.call('HINCRBY', P .. 'head', 'queued_bytes', arg(i, 9))
     redis.call('HINCRBY', load_key(), 'operations', 1)
     redis.call('HINCRBY', load_key(), 'bytes', arg(i, 9))
     redis.call('ZADD', 'sig:deadlines', at + deadline_s, RUN .. '|' .. n)
-    if lane == '' then
+    if lane ~= '' then
+      redis.call('HSET', lane_key(i), 'm:' .. cseq, n .. ',' .. tag .. ',' .. string.sub(arg(i, 8), 1, 32))
+    end
+    if is_free(i) and lane ~= '' then redis.call('EXPIRE', lane_key(i), head('ttl') or '86400') end
+    if lane == '' or is_free(i) then
       admit_now(n)
     else
-      redis.call('HSET', P .. 'lane:' .. lane, 'm:' .. cseq, n .. ',' .. tag .. ',' .. string.sub(arg(i, 8), 1, 32))
       redis.call('ZADD', P .. 'lw:' .. lane, cseq, n)
       -- A lane's earlier gap has been filled or a later entry waits: the gap's clock starts anew.
       local before = redis.call('HGET', P .. 'lane:' .. lane, 'next') or '1'

@@ -8,7 +8,7 @@ if status == 'pending' then
 end
 if status == 'running' then
   if entry(n, 'kind') ~= 'sample' then return {'already_running'} end
-  redis.call('HSET', P .. 'head', 'stop', n)
+  redis.call('HSET', P .. 'e:' .. n, 'stop', '1')
   return {'stopping'}
 end
 return {'finished', status}

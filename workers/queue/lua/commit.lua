@@ -21,7 +21,7 @@ redis.call('HSET', P .. 'e:' .. n, 'rec', ARGV[11])
 redis.call('HINCRBY', P .. 'head', 'unsealed', #ARGV[5])
 finish(n, status, ARGV[7], at)
 redis.call('HSET', P .. 'head', 'applied', seq, 'state', ARGV[9], 'activity', stamp(at))
-redis.call('HDEL', P .. 'head', 'running', 'stop')
+redis.call('HDEL', P .. 'head', 'running')
 doom(n, kind, status, seq)
 event('commit', 'seq', seq, 'entry', n, 'kind', kind, 'status', status, 'data', ARGV[8])
 if ARGV[10] ~= '' then

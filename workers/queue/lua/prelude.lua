@@ -1,6 +1,7 @@
 -- Shared by all scripts of the journal. KEYS[1] is the run's prefix "sig:{run_id}:".
 -- Keys: head (hash), e:<n> entry (hash), b:<n> body, r:<n> result, order (list: seq -> entry),
--- open (set of unfinished entries), i:<key> idempotency key, lane:<name> (hash), lw:<name> (zset of waiting).
+-- free (list of entries without a place in the order, waiting), flying (set: those being executed), refs (zset of
+-- what they have in storage, by when it may go), open (set of unfinished entries), i:<key> idempotency key, lane:<name> (hash), lw:<name> (zset of waiting).
 -- What is at or below head.base is sealed in segments (storage) and gone from here: `order` begins after it.
 local P = KEYS[1]
 local RUN = string.sub(P, 6, -3)
@@ -36,18 +37,25 @@ local function finish(n, status, err, at)
   end
   -- One that never got its place in the order is in no segment.
   if not entry(n, 'seq') then
-    redis.call('EXPIRE', P .. 'e:' .. n, head('ttl') or '86400')
-    redis.call('EXPIRE', P .. 'b:' .. n, head('ttl') or '86400')
+    local ttl = tonumber(head('ttl') or '86400')
+    for _, key in ipairs({'e:', 'b:', 'r:'}) do redis.call('EXPIRE', P .. key .. n, ttl) end
+    local refs = redis.call('HMGET', P .. 'e:' .. n, 'body', 'res')
+    for _, ref in ipairs(refs) do
+      if ref and ref ~= '' and ref ~= 'inline' then redis.call('ZADD', P .. 'refs', at + ttl, ref) end
+    end
   end
   redis.call('ZREM', 'sig:deadlines', RUN .. '|' .. n)
   redis.call('PUBLISH', 'sig:done', RUN .. ':' .. n)
 end
 
--- Gives an entry its place in the order.
+-- Gives an entry its place in the order, or lets one that needs none wait for any turn.
 local function admit(n)
+  if entry(n, 'free') then
+    redis.call('RPUSH', P .. 'free', n)
+    return
+  end
   local seq = base() + redis.call('RPUSH', P .. 'order', n)
   redis.call('HSET', P .. 'e:' .. n, 'seq', seq)
-  return seq
 end
 
 -- An optim_step that is queued behind a failed forward_backward must not step on half a batch.
@@ -71,7 +79,7 @@ end
 local function roll_back(at_seq, silent)
   redis.call('HSET', P .. 'head', 'hold', 'rolled_back', 'hold_info',
     string.format('{"at_seq":%d}', at_seq), 'rolled', '1')
-  redis.call('HDEL', P .. 'head', 'running', 'stop', 'bell', 'doom_upto', 'doom_seq')
+  redis.call('HDEL', P .. 'head', 'running', 'bell', 'doom_upto', 'doom_seq')
   if not silent then event('rolled_back', 'data', string.format('{"at_seq":%d}', at_seq)) end
 end
 
@@ -81,6 +89,7 @@ local function close(status, err, entry_status, entry_err)
   redis.call('HSET', P .. 'head', 'closed', status, 'close_err', err, 'activity', stamp(at),
     'hold', '', 'hold_info', '', 'move', '')
   redis.call('HDEL', P .. 'head', 'running', 'bell')
+  redis.call('DEL', P .. 'free', P .. 'flying')
   redis.call('SREM', 'sig:runs', RUN)
   event('closed', 'status', status, 'data', err)
   redis.call('PUBLISH', 'sig:pool', RUN)

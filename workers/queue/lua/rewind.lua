@@ -8,6 +8,7 @@ if (head('closed') or '') ~= '' then return {'closed'} end
 local state_seq, known_from, at = tonumber(ARGV[2]), tonumber(ARGV[3]), now()
 local applied = tonumber(head('applied'))
 end_open('failed', ARGV[4], at)
+redis.call('DEL', P .. 'free', P .. 'flying')
 if state_seq < applied then
   redis.call('DEL', P .. 'order')
   redis.call('HSET', P .. 'head', 'base', string.format('%d', state_seq),

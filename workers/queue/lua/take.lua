@@ -15,7 +15,8 @@ local at = now()
 while true do
   local n = redis.call('LINDEX', P .. 'order', applied - first)
   if not n then
-    if ARGV[2] ~= '1' then redis.call('HDEL', P .. 'head', 'bell') end
+    -- With something left to do out of order the bell stays taken.
+    if ARGV[2] ~= '1' and redis.call('LLEN', P .. 'free') == 0 then redis.call('HDEL', P .. 'head', 'bell') end
     return {'empty'}
   end
   local seq = applied + 1
