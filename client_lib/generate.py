@@ -21,9 +21,10 @@ import schemas
 from schemas.errors import ERRORS
 from schemas.fields import Input, Output
 from schemas.futures import MAX_IDS
-from schemas.operations import OperationsRequest, OptimStepRequest, SampleRequest
+from schemas.operations import OperationsRequest, OptimStepRequest
 from schemas.results import RESULTS
 from schemas.runs import CLOSED_STATUSES, RunCreate
+from schemas.sampling import SampleRequest
 
 TARGET = Path(__file__).parent / "rewardsignal" / "_schemas.py"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from marshmallow import fields, validate
 
 from schemas.fields import Input, Output, StrictBoolean, rfc3339
-from schemas.operations import NAME
+from schemas.placed import NAME
 
 HOLD_REASONS = ("user", "idle", "drain", "mismatch", "rolled_back")
 ACCEPTABLE = ("rebuilt", "rolled_back")

@@ -135,15 +135,43 @@ class Sample(Output):
         metadata={"description": "With the stop token or the stop text's tokens."},
     )
     logprobs = fields.List(fields.Float(), required=True, allow_none=True)
+    top_token_ids = fields.List(
+        fields.List(fields.Integer()),
+        required=True,
+        allow_none=True,
+        metadata={"description": "The likeliest tokens at each place; null unless asked for."},
+    )
+    top_logprobs = fields.List(fields.List(fields.Float()), required=True, allow_none=True)
     finish_reason = fields.String(required=True, validate=validate.OneOf(("stop", "length")))
+
+
+class SampledFrom(Output):
+    """The weights that a sample is from."""
+
+    source = fields.String(
+        required=True, validate=validate.OneOf(("live", "current", "base", "saved"))
+    )
+    run_id = fields.String(
+        required=True, allow_none=True, metadata={"description": "Of a saved state: who saved it."}
+    )
+    artifact = fields.String(required=True, allow_none=True)
 
 
 class SampleResult(Output):
     """Answer of sample; `outputs`, `token_ids`, `tokens`, `logprobs` are there when n is 1."""
 
-    seq = fields.Integer(required=True)
+    seq = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "null of a sample that has no place in the order."},
+    )
+    weights = fields.Nested(SampledFrom, required=True)
     weights_step = fields.Integer(
-        required=True, metadata={"description": "Optimizer steps behind the weights sampled from."}
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "Optimizer steps behind the weights sampled from; null of the bare base."
+        },
     )
     samples = fields.List(
         fields.List(fields.Nested(Sample)),
@@ -151,6 +179,18 @@ class SampleResult(Output):
         metadata={"description": "samples[prompt][n]."},
     )
     prompt_token_ids = fields.List(fields.List(fields.Integer()), required=True)
+    prompt_logprobs = fields.List(
+        fields.List(fields.Float(allow_none=True)),
+        required=True,
+        allow_none=True,
+        metadata={"description": "Of each prompt token, null of the first; null unless asked for."},
+    )
+    prompt_top_token_ids = fields.List(
+        fields.List(fields.List(fields.Integer(), allow_none=True)), required=True, allow_none=True
+    )
+    prompt_top_logprobs = fields.List(
+        fields.List(fields.List(fields.Float(), allow_none=True)), required=True, allow_none=True
+    )
     outputs = fields.List(fields.String())
     token_ids = fields.List(fields.List(fields.Integer()))
     tokens = fields.List(fields.List(fields.String()))
@@ -258,7 +298,12 @@ class Future(Output):
     seq = fields.Integer(
         required=True,
         allow_none=True,
-        metadata={"description": "null while an earlier client_seq of its lane is missing."},
+        metadata={
+            "description": (
+                "null while an earlier client_seq of its lane is missing, and of a sample that has no place "
+                "in the order."
+            )
+        },
     )
     lane = fields.String(required=True, allow_none=True)
     client_seq = fields.Integer(required=True, allow_none=True)
@@ -267,7 +312,8 @@ class Future(Output):
         allow_none=True,
         metadata={
             "description": (
-                "Unfinished operations of the run ahead of it; null once it runs or its place is not known."
+                "Unfinished operations ahead of it, of those that it waits for; null once it runs or its "
+                "place is not known."
             )
         },
     )

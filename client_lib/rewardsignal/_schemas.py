@@ -388,7 +388,20 @@ class Sample(Record):
     token_ids: list[int]
     """With the stop token or the stop text's tokens."""
     logprobs: list[float] | None
+    top_token_ids: list[list[int]] | None
+    """The likeliest tokens at each place; null unless asked for."""
+    top_logprobs: list[list[float]] | None
     finish_reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledFrom(Record):
+    """The weights that a sample is from."""
+
+    source: str
+    run_id: str | None
+    """Of a saved state: who saved it."""
+    artifact: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,17 +409,24 @@ class SampleResult(Record):
     """Answer of sample; `outputs`, `token_ids`, `tokens`, `logprobs` are there when n is 1."""
 
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "weights": SampledFrom,
         "samples": Sample,
         "timings": Timings,
     }
     _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("logprobs", "outputs", "token_ids", "tokens"))
 
-    seq: int
-    weights_step: int
-    """Optimizer steps behind the weights sampled from."""
+    seq: int | None
+    """null of a sample that has no place in the order."""
+    weights: SampledFrom
+    weights_step: int | None
+    """Optimizer steps behind the weights sampled from; null of the bare base."""
     samples: list[list[Sample]]
     """samples[prompt][n]."""
     prompt_token_ids: list[list[int]]
+    prompt_logprobs: list[list[float]] | None
+    """Of each prompt token, null of the first; null unless asked for."""
+    prompt_top_token_ids: list[list[list[int]]] | None
+    prompt_top_logprobs: list[list[list[float]]] | None
     outputs: list[str] | None = None
     token_ids: list[list[int]] | None = None
     tokens: list[list[str]] | None = None
@@ -508,12 +528,13 @@ class Future(Record):
     """`lost` of an operation whose record the server lost: error journal_lost."""
     status: str
     seq: int | None
-    """null while an earlier client_seq of its lane is missing."""
+    """null while an earlier client_seq of its lane is missing, and of a sample that has no place
+    in the order."""
     lane: str | None
     client_seq: int | None
     position: int | None
-    """Unfinished operations of the run ahead of it; null once it runs or its place is not
-    known."""
+    """Unfinished operations ahead of it, of those that it waits for; null once it runs or its
+    place is not known."""
     tokens: int
     """Tokens of the request."""
     submitted_at: str
@@ -842,12 +863,19 @@ class OptimStepOptions(TypedDict, total=False):
 class SampleOptions(TypedDict, total=False):
     """Options of SampleRequest; None leaves one out, and the server decides."""
 
+    weights: Any
+    """`live`: as they are at this place in the order. The others have no place in the order (`seq`
+    is null): they wait for nothing in the run and run beside its training. `current`: the newest
+    when sampling begins; `base`: the model without an adapter; or a saved state."""
     max_tokens: int | None
+    """0, with prompt_logprobs: the prompts are scored and nothing is sampled."""
     temperature: float | None
     """0 is greedy."""
     top_p: float | None
     top_k: int | None
     """-1 or 0: off."""
+    min_p: float | None
+    """Leaves out tokens less likely than this times the likeliest; 0: off."""
     stop: Any
     """A text, up to 16 texts, or up to 16 token ids. Left out: the model's end-of-text tokens; []
     stops at nothing."""
@@ -856,6 +884,15 @@ class SampleOptions(TypedDict, total=False):
     """Samples per prompt."""
     logprobs: bool | None
     """Log-probability of each sampled token under the temperature-scaled distribution."""
+    top_logprobs: int | None
+    """The likeliest tokens at each sampled place, with log-probabilities."""
+    prompt_logprobs: bool | None
+    """Log-probability of each prompt token but the first, as `forward` gives it."""
+    top_prompt_logprobs: int | None
+    """The likeliest tokens at each place of the prompts; needs prompt_logprobs."""
+    deterministic: bool | None
+    """Computed in a batch of its own, so that tokens and log-probabilities are, bit for bit, what
+    the request gets alone; slower beside others."""
 
 
 MAX_FUTURE_IDS = 150
@@ -928,6 +965,7 @@ ERROR_STATUS: Mapping[str, int] = {
     "too_many_waits": 429,
     "request_in_progress": 429,
     "storage_full": 503,
+    "overloaded": 503,
     "unavailable": 503,
     "internal_error": 500,
 }

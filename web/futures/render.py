@@ -11,9 +11,20 @@ from workers.queue.records import Entry, Head
 from workers.settings import Settings
 
 
-def future_bytes(settings: Settings, entry: Entry, applied: int, result: bytes | None) -> bytes:
-    """The wire form; a finished entry whose result is gone says so in `error`."""
+def future_bytes(
+    settings: Settings,
+    entry: Entry,
+    applied: int,
+    result: bytes | None,
+    position: int | None = None,
+) -> bytes:
+    """The wire form; a finished entry whose result is gone says so in `error`.
+
+    `position` is that of an entry which has no place in the order.
+    """
     body = future_body(settings, entry, applied)
+    if position is not None:
+        body["position"] = position
     if entry.status == "completed" and result is None:
         body["error"] = SignalError("future_expired").to_dict()
     return splice(body, "result", result)

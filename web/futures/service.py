@@ -145,20 +145,27 @@ class Futures:
     def render_one(self, ref: FutureRef, entry: Entry) -> bytes:
         """The wire form of one entry. Raises SignalError future_expired when its result is gone."""
         head = self.journal.head(ref.run_id) if entry.status == "pending" else None
+        position = self.journal.positions([entry]).get((entry.run_id, entry.number))
         result = self.journal.result(entry)
         if entry.status == "completed" and result is None:
             raise SignalError("future_expired")
-        return future_bytes(self.settings, entry, applied_of(head), result)
+        return future_bytes(self.settings, entry, applied_of(head), result, position)
 
     def render(self, refs: Sequence[FutureRef], entries: Sequence[Entry]) -> list[bytes]:
         """The wire forms of entries that were read."""
         pending = {entry.run_id for entry in entries if entry.status == "pending"}
         runs = sorted(pending)
         heads = dict(zip(runs, self.journal.heads(runs), strict=True)) if runs else {}
-        results = self.journal.results(entries)
+        results, places = self.journal.results(entries), self.journal.positions(entries)
         return [
-            future_bytes(self.settings, entry, applied_of(heads.get(entry.run_id)), result)
-            for ref, entry, result in zip(refs, entries, results, strict=True)
+            future_bytes(
+                self.settings,
+                entry,
+                applied_of(heads.get(entry.run_id)),
+                result,
+                places.get((entry.run_id, entry.number)),
+            )
+            for entry, result in zip(entries, results, strict=True)
         ]
 
 

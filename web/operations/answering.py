@@ -77,7 +77,7 @@ def answer_when_done(facts: RunFacts, entry: NewEntry) -> Response:
 def answer_at_once(facts: RunFacts, entry: NewEntry, *behind: NewEntry) -> Response:
     """The `_async` form: 202 with the future; of the first, when others are to follow it."""
     appended, headers = append(facts, [entry, *behind])
-    found = _as_appended(facts, entry, appended[0])
+    found = as_appended(facts, entry, appended[0])
     return _accepted(facts, found, appended[0].applied, headers)
 
 
@@ -85,7 +85,7 @@ def futures_of(
     facts: RunFacts, entries: Sequence[NewEntry], appended: Sequence[Appended]
 ) -> list[bytes]:
     """The futures of operations that were appended together."""
-    found = [_as_appended(facts, new, where) for new, where in zip(entries, appended, strict=True)]
+    found = [as_appended(facts, new, where) for new, where in zip(entries, appended, strict=True)]
     return [
         _future(facts, entry, where.applied) for entry, where in zip(found, appended, strict=True)
     ]
@@ -117,7 +117,7 @@ def _wait(
     facts: RunFacts, new: NewEntry, where: Appended, event: threading.Event, seconds: float
 ) -> Entry:
     ref = FutureRef(facts.run_id, where.entry, where.tag)
-    found = _as_appended(facts, new, where)
+    found = as_appended(facts, new, where)
     deadline = time.monotonic() + seconds
     while not found.finished and (left := deadline - time.monotonic()) > 0:
         event.wait(left)
@@ -126,7 +126,7 @@ def _wait(
     return found
 
 
-def _as_appended(facts: RunFacts, new: NewEntry, where: Appended) -> Entry:
+def as_appended(facts: RunFacts, new: NewEntry, where: Appended) -> Entry:
     """The entry as it is now: of a fresh one everything is known without asking."""
     if where.replayed:
         return futures().entry(FutureRef(facts.run_id, where.entry, where.tag))

@@ -14,6 +14,7 @@ import msgpack
 
 from schemas.errors import Detail, SignalError, raise_all
 from schemas.losses import find_loss
+from schemas.sampling import LIVE, SAVED
 from web.history.saved import Saved, check_fits
 from web.runs.facts import RunFacts
 from workers.catalogue import ModelEntry
@@ -24,7 +25,7 @@ from workers.text.rows import Row, pack_rows
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 T = TypeVar("T")
-MAX_FORWARD_NUMBERS = 4_000_000
+MAX_ANSWER_NUMBERS = 4_000_000
 
 
 def _no_saved(run_id: str, name: str, path: str) -> Saved:
@@ -57,6 +58,7 @@ class Compiled:
     body: bytes
     tokens: int = 0
     on_error: str = "fail"
+    ordered: bool = True
 
 
 def compile_operation(
@@ -73,6 +75,7 @@ def compile_operation(
         client_seq=client_seq,
         on_error=compiled.on_error,
         digest=digest(kind, compiled, lane, client_seq),
+        ordered=compiled.ordered,
     )
 
 
@@ -133,10 +136,10 @@ def _forward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
         param=f"{path}batch_data",
     )
     numbers = sum(len(row.targets) + 2 * request["top_k"] * len(row) for row in rows)
-    if numbers > MAX_FORWARD_NUMBERS:
+    if numbers > MAX_ANSWER_NUMBERS:
         raise SignalError(
             "validation_error",
-            f"The answer would hold {numbers:,} numbers and may hold {MAX_FORWARD_NUMBERS:,}: ask for fewer "
+            f"The answer would hold {numbers:,} numbers and may hold {MAX_ANSWER_NUMBERS:,}: ask for fewer "
             "top_k or send fewer rows.",
             param=f"{path}top_k",
         )
@@ -150,11 +153,12 @@ def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compil
 
 
 def _sample(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
+    weights = _weights(request["weights"], target, path)
     prompts = render_prompts(
         request["prompts"],
         target.tokenizer,
-        # At least one token is to be sampled.
-        max_length=target.model.context_length - 1,
+        # Where tokens are to be sampled, at least one.
+        max_length=target.model.context_length - (request["max_tokens"] > 0),
         vocab_size=target.model.vocab_size,
         param=f"{path}prompts",
     )
@@ -170,8 +174,50 @@ def _sample(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
         "seed": request["seed"],
         "n": request["n"],
         "logprobs": request["logprobs"],
+        "min_p": request["min_p"],
+        "top_logprobs": request["top_logprobs"],
+        "prompt_logprobs": request["prompt_logprobs"],
+        "top_prompt_logprobs": request["top_prompt_logprobs"],
+        "deterministic": request["deterministic"],
+        "weights": weights,
     }
-    return Compiled(_pack(body), sum(map(len, prompts)))
+    if request.get("stream"):
+        body["stream"] = True
+    _check_numbers(body, path)
+    return Compiled(_pack(body), sum(map(len, prompts)), ordered=weights["source"] == LIVE)
+
+
+def _weights(wanted: Any, target: Target, path: str) -> dict[str, Any]:
+    """What the worker samples from. Raises SignalError not_supported, not_found or state_mismatch."""
+    if wanted != LIVE and not target.facts.config["lora_r"]:
+        raise SignalError(
+            "not_supported",
+            "A run that trains all parameters has no weights but the live ones.",
+            param=f"{path}weights",
+        )
+    if isinstance(wanted, str):
+        return {"source": wanted, "run_id": None, "artifact": None}
+    run_id = wanted.get("run_id") or target.facts.run_id
+    saved = target.saved(run_id, wanted["artifact"], f"{path}weights.")
+    model = saved.manifest["base_model"]
+    if model != target.model.name:
+        text = f"It was saved from {model!r}, not {target.model.name!r}."
+        raise SignalError("state_mismatch", text, param=f"{path}weights.artifact")
+    own = {"run_id": run_id, "artifact": saved.name, "key": saved.key, "sha256": saved.sha256}
+    return {"source": SAVED, **own}
+
+
+def _check_numbers(body: Mapping[str, Any], path: str) -> None:
+    """An answer has its bounds like a request."""
+    sampled = len(body["prompts"]) * body["n"] * body["max_tokens"] * body["top_logprobs"]
+    prompts = sum(map(len, body["prompts"])) * body["top_prompt_logprobs"]
+    for name, numbers in (("top_logprobs", sampled), ("top_prompt_logprobs", prompts)):
+        if 2 * numbers > MAX_ANSWER_NUMBERS:
+            raise SignalError(
+                "validation_error",
+                f"The answer would hold up to {2 * numbers:,} numbers and may hold {MAX_ANSWER_NUMBERS:,}.",
+                param=f"{path}{name}",
+            )
 
 
 def _stop(stop: Any, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:

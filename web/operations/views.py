@@ -29,6 +29,7 @@ from web.operations.answering import (
     target_of,
 )
 from web.operations.compile import Target, compile_operation, gather
+from web.operations.streaming import STREAM, stream
 from web.parsing import Blueprint
 from web.runs.facts import RunFacts
 from workers.queue.records import Entry, NewEntry
@@ -55,6 +56,9 @@ POLL = {
         "schema": {"type": "integer"},
     },
 }
+
+
+_STREAM_RESPONSES = {"responses": {200: {"content": {STREAM: {"schema": {"type": "string"}}}}}}
 
 
 def _add(kind: str) -> None:
@@ -95,6 +99,25 @@ def _add(kind: str) -> None:
 
 for _kind in KINDS:
     _add(_kind)
+
+
+@blp.route("/runs/<run_id>/sample/stream")
+class SampleStream(MethodView):
+    """A sample whose tokens come while it runs."""
+
+    @blp.arguments(_SCHEMAS["sample"])
+    @blp.doc(operationId="sample_stream", **_STREAM_RESPONSES)
+    def post(self, request: dict[str, Any], run_id: str) -> Response:
+        """Sample, token by token
+
+        As `sample`, answered as Server-Sent Events: `future` at once, a `token` for each token of each
+        sample, then `result` with the answer of `sample`, or `error`. `restart` says that a worker was
+        lost: the tokens so far are void and come again. After 15 minutes the stream ends with `future`,
+        and the operation goes on. Hanging up cancels it.
+        """
+        target = target_of(run_id)
+        entry = compile_operation("sample", {**request, "stream": True}, target)
+        return stream(target.facts, entry)
 
 
 @blp.route("/runs/<run_id>/operations")

@@ -11,8 +11,9 @@ import pytest
 from client_lib import generate
 from rewardsignal import _schemas as records
 from rewardsignal._records import Record
-from schemas.operations import OptimStepRequest, SampleRequest
+from schemas.operations import OptimStepRequest
 from schemas.runs import RunCreate
+from schemas.sampling import SampleRequest
 
 RAW = {
     "seq": 4,

@@ -9,8 +9,9 @@ from marshmallow import ValidationError
 
 from schemas.catalogue import DetokenizeRequest, TokenizeRequest
 from schemas.metrics import MetricsPost
-from schemas.operations import REQUESTS, ForwardBackwardRequest, OptimStepRequest, SampleRequest
+from schemas.operations import REQUESTS, ForwardBackwardRequest, OptimStepRequest
 from schemas.runs import RunConfig, RunCreate, resolved
+from schemas.sampling import SampleRequest
 
 NAN, INF = float("nan"), float("inf")
 
