@@ -928,6 +928,7 @@ ERROR_STATUS: Mapping[str, int] = {
     "too_many_waits": 429,
     "request_in_progress": 429,
     "storage_full": 503,
+    "overloaded": 503,
     "unavailable": 503,
     "internal_error": 500,
 }
