@@ -9,14 +9,14 @@ Exit status 0 when all agree within 1e-3.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 TOLERANCE = 1e-3
 
@@ -24,7 +24,11 @@ TOLERANCE = 1e-3
 def main() -> int:
     """Print the largest difference; 1 when it is too large."""
     warnings.simplefilter("ignore", FutureWarning)  # peft and transformers about each other
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # What it says of kernels that the CPU lacks, once peft imports it, is no news here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from peft import PeftModel
+
     model_folder, adapter_folder = sys.argv[1:3]
     facts = json.load(sys.stdin)
     base = AutoModelForCausalLM.from_pretrained(

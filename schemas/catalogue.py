@@ -168,7 +168,10 @@ class ModelInfo(Output):
     base_model = fields.String(required=True)
     architecture = fields.String(required=True)
     num_parameters = fields.Integer(required=True)
-    num_trainable_parameters = fields.Integer(required=True)
+    num_trainable_parameters = fields.Integer(
+        required=True,
+        metadata={"description": "Counted once the run is ready, before that by its rank alone."},
+    )
     hidden_size = fields.Integer(required=True)
     num_layers = fields.Integer(required=True)
     num_attention_heads = fields.Integer(required=True)

@@ -152,6 +152,7 @@ class ModelInfo(Record):
     architecture: str
     num_parameters: int
     num_trainable_parameters: int
+    """Counted once the run is ready, before that by its rank alone."""
     hidden_size: int
     num_layers: int
     num_attention_heads: int

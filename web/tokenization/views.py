@@ -20,6 +20,7 @@ from schemas.catalogue import (
 from schemas.errors import Detail, raise_all
 from schemas.run_config import TARGETS, UNEMBEDDING, chosen_targets
 from web.answers import json_answer
+from web.context import services
 from web.idempotency.decorator import idempotent
 from web.operations.answering import target_of
 from web.operations.compile import Target
@@ -136,6 +137,9 @@ def model_info(target: Target) -> dict[str, Any]:
     elif UNEMBEDDING in chosen_targets(config) and UNEMBEDDING not in model.linear_widths:
         # Of a model whose output shares the matrix of its input.
         trainable += config["lora_r"] * (model.hidden_size + model.vocab_size)
+    # The worker has counted them, patterns and magnitudes included.
+    head = services().journal.head(target.facts.run_id)
+    trainable = head.state.get("trainable", trainable) if head is not None else trainable
     return {
         "base_model": model.name,
         "architecture": model.architecture,

@@ -104,6 +104,7 @@ class Primitives:
         return {
             "step": self.trainer.step,
             "accumulated": self.trainer.accumulated,
+            "trainable": self.trainer.num_trainable_parameters,
             **self.extra_state(),
         }
 

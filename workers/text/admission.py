@@ -77,7 +77,7 @@ def _fields(example: Example, loss: LossSpec, max_group: int, where: str) -> Ite
     needed = _needed(loss, form)
     for name in needed:
         if name not in example:
-            yield Detail(f"{where}.{name}", "validation_error", f"{loss.name} needs it.")
+            yield Detail(f"{where}.{name}", "validation_error", f"{loss.name} needs {name}.")
     for name in _OF_LOSSES:
         if name in example and name not in needed and name not in loss.takes:
             reason = f"{loss.name} does not use it: leave it out."
@@ -127,7 +127,7 @@ def _group(
     for place, response in enumerate(responses):
         for name in ("logprobs", "ref_logprobs"):
             if name in loss.needs and name not in response:
-                reason = f"{loss.name} needs it, beside the tokens that were sampled."
+                reason = f"{loss.name} needs {name}, beside the tokens that were sampled."
                 yield Detail(f"{where}.{place}.{name}", "validation_error", reason)
             if name in response and name not in (*loss.needs, *loss.takes):
                 reason = f"{loss.name} does not use it: leave it out."
