@@ -19,7 +19,7 @@ from workers.engine import determinism, llama
 from workers.engine.decoder import Decoder
 from workers.engine.linear import Slot
 from workers.engine.memory import Budget, release_freed
-from workers.engine.parameters import Parameters
+from workers.engine.parameters import Weights
 from workers.engine.quantized import check_quantization, linear_class
 from workers.engine.weights import FolderTensors
 
@@ -67,7 +67,7 @@ class Base:
         return int(self.config["max_position_embeddings"])
 
     @contextmanager
-    def activated(self, adapter: Parameters | None) -> Iterator[None]:
+    def activated(self, adapter: Weights | None) -> Iterator[None]:
         """Compute with `adapter` inside the block; with None, as the bare base.
 
         Raises SignalError not_supported when there is no bare base any more.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,23 +20,10 @@ from workers.engine import kernels
 from workers.engine.attention import attend
 from workers.engine.dropout import Dropout
 from workers.engine.linear import LoraLinear, Term
+from workers.engine.slab import KeyValues, Step
+from workers.engine.spans import Spans, linear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class KeyValues:
-    """Keys and values of one layer [rows, kv heads, capacity, head size]."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """Filled from the left; how far is the cache's to know."""
-        self.keys, self.values = keys, values
-
-    def extend(self, k: Tensor, v: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Write `k` and `v` behind the first `length` positions; all up to their end."""
-        end = length + k.shape[2]
-        self.keys[:, :, length:end] = k
-        self.values[:, :, length:end] = v
-        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 @dataclass(frozen=True)
@@ -51,17 +38,15 @@ class Packing:
     dropout: Dropout | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in the sequence a pass through a cache is: rows and columns of positions, rotary tables, mask."""
+class Run(NamedTuple):
+    """`rows` rows of `length` new tokens each, from token `at` of a pass on, which see the first `shared`
+    positions of slot `source` before their own."""
 
+    at: int
     rows: int
-    columns: int
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None = None
-    causal: bool = False
-    length: int = 0
+    length: int
+    source: int = 0
+    shared: int = 0
 
 
 class Block:
@@ -90,13 +75,85 @@ class Block:
         out: Tensor = _BlockFunction.apply(x, self, packing, terms, checkpoint, *leaves)  # type: ignore[no-untyped-call]
         return out
 
-    def infer(self, x: Tensor, place: Place, store: KeyValues) -> Tensor:
-        """The same without a derivative, through the keys and values of earlier positions."""
-        terms = [layer.term for layer in self.linears]
+    def step(
+        self, x: Tensor, cos: Tensor, sin: Tensor, step: Step, store: KeyValues, spans: Spans
+    ) -> Tensor:
+        """The same without a derivative for one more token [R, H] of each row of `store`, which keeps its
+        key and value; rotary tables [R, 1, size]."""
+        q, k, v = self._projected(x, cos, sin, spans)
+        for part, flat in ((k, store.keys), (v, store.values)):
+            size = flat.shape[-1]
+            flat.view(-1, size).index_copy_(0, step.index, part.reshape(-1, size))
+        rows = len(x)
+        # The heads that share a key are its queries: nothing is repeated.
+        out = functional.scaled_dot_product_attention(
+            q.view(rows, self.kv_heads, -1, self.head_size),
+            store.keys[:rows, :, : step.end],
+            store.values[:rows, :, : step.end],
+            attn_mask=step.mask,
+        )
+        return self._closed(x, out.reshape(rows, -1), spans)
+
+    def fill(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        runs: Sequence[Run],
+        store: KeyValues,
+        spans: Spans,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for new rows that lie end to end in `x` [T, H]; their keys and values [T, kv heads, size],
+        which are not put into `store` yet, besides."""
+        q, k, v = self._projected(x, cos, sin, spans)
+        parts = [self._attended(q, k, v, run, store) for run in runs]
+        mixed = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._closed(x, mixed, spans), k, v
+
+    def _projected(
+        self, x: Tensor, cos: Tensor, sin: Tensor, spans: Spans
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Placed queries, keys and values [N, heads, size] of `x` [N, H]."""
         a = kernels.rms_norm(x, self.gains[0], self.eps)[0]
-        q, k, v = (kernels.linear(a, self.linears[n], terms[n])[0] for n in range(3))
-        mixed = self._through_cache(q, k, v, place, store)
-        return self._feed(x, mixed, terms, None)[0]
+        shape = (len(x), -1, self.head_size)
+        q, k, v = (linear(a, layer, spans).reshape(shape) for layer in self.linears[:3])
+        q, k, _ = self._placed(q, k, cos, sin)
+        return q, k, v
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, run: Run, store: KeyValues) -> Tensor:
+        """The attention product [rows * length, heads * size] of one run."""
+        at, rows, length, source, shared = run
+        q, k, v = (
+            part[at : at + rows * length].view(rows, length, -1, self.head_size).transpose(1, 2)
+            for part in (q, k, v)
+        )
+        mask = None
+        if shared:
+            before = (
+                one[source, :, :shared].expand(rows, -1, -1, -1)
+                for one in (store.keys, store.values)
+            )
+            k, v = (torch.cat(pair, 2) for pair in zip(before, (k, v), strict=True))
+            mask = torch.ones(length, shared + length, dtype=torch.bool, device=q.device).tril(
+                shared
+            )
+        out = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and length > 1,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return out.transpose(1, 2).reshape(rows * length, -1)
+
+    def _closed(self, x: Tensor, mixed: Tensor, spans: Spans) -> Tensor:
+        """What follows the attention product, without a derivative."""
+        _, _, _, o_proj, gate_proj, up_proj, down_proj = self.linears
+        x = linear(mixed, o_proj, spans, x)
+        m = kernels.rms_norm(x, self.gains[1], self.eps)[0]
+        inner = kernels.silu_gate(linear(m, gate_proj, spans), linear(m, up_proj, spans))
+        return linear(inner, down_proj, spans, x)
 
     def forward(
         self, x: Tensor, packing: Packing, terms: Sequence[Term | None]
@@ -157,23 +214,6 @@ class Block:
         if not by_input:
             return None, flat
         return slope.add_(kernels.rms_norm_backward(by_a, self.gains[0], kept["norm"])), flat
-
-    def _through_cache(
-        self, q: Tensor, k: Tensor, v: Tensor, place: Place, store: KeyValues
-    ) -> Tensor:
-        """The attention product [N, heads * size] of flat q, k, v and all that is stored before them."""
-        shape = (place.rows, place.columns, -1, self.head_size)
-        q, k, _ = self._placed(q.view(shape), k.view(shape), place.cos, place.sin)
-        keys, values = store.extend(k.transpose(1, 2), v.view(shape).transpose(1, 2), place.length)
-        out = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            keys,
-            values,
-            attn_mask=place.mask,
-            is_causal=place.causal,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        return out.transpose(1, 2).reshape(place.rows * place.columns, -1)
 
     def _placed(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor

@@ -1,69 +1,250 @@
-"""From logits to the next token: temperature, top_k, top_p, and one uniform number per row.
+"""From logits to the next token: temperature, top_k, top_p, min_p, and one uniform number per row.
 
-Pure functions. Truncation is top_k first, then top_p of what is left, as transformers and vLLM do it.
+Pure functions; every setting is one number for all rows or one per row. Truncation is top_k first, then top_p
+of what is left, then min_p, in the order of transformers' warpers; min_p compares with the likeliest token,
+which neither of the others drops. R rows, V vocabulary; `weights` are probabilities times a constant of
+their row, the likeliest token's being 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Numbers: TypeAlias = NDArray[np.float64]
+# The likeliest tokens of a row and their log-probabilities in nats, best first.
+Likeliest: TypeAlias = "tuple[list[int], list[float]]"
 
 # Nucleus sampling sorts this many of the likeliest tokens first, and more only where they do not suffice.
 _FIRST_CANDIDATES = 256
+# Weights are summed in runs of this many: a running sum is only made of the sums, and of one run.
+_RUN = 128
+# Logits of one chunk: 64 MiB in float32.
+_CHUNK_ELEMENTS = 1 << 24
+# Below, everything but the likeliest token is impossible in any number format.
+_LEAST_TEMPERATURE = 1e-30
+_BELOW_ONE = 1 - 2.0**-52
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Per row [R], on the host: temperature 0 is greedy; top_k 0 or less, top_p 1 and min_p 0 drop nothing;
+    `top` is how many of the likeliest tokens are asked for."""
+
+    temperature: Numbers
+    top_k: Numbers
+    top_p: Numbers
+    min_p: Numbers
+    top: Numbers
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> Settings:
+        """From (temperature, top_k, top_p, min_p, top) of each row."""
+        return cls(*np.array(rows, np.float64).reshape(-1, 5).T)
+
+    def part(self, chosen: slice | NDArray[np.int64]) -> Settings:
+        """Those of some rows."""
+        parts = (self.temperature, self.top_k, self.top_p, self.min_p, self.top)
+        return Settings(*(part[chosen] for part in parts))
+
+    @property
+    def sorts(self) -> NDArray[np.bool_]:
+        """The rows whose likeliest tokens must be sorted."""
+        return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
+
+
+@dataclass
+class Choice:
+    """`ids` [R] and their `logprobs` [R] in nats; `top` by the number of the rows that ask for it."""
+
+    ids: Tensor
+    logprobs: Tensor
+    top: dict[int, Likeliest] = field(default_factory=dict)
 
 
 def choose(
-    logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int, top_p: float
+    logits: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Token ids [R] and their log-probabilities [R] for `logits` [R, V] and `uniforms` [R] in (0, 1).
 
     The log-probabilities are those of softmax(logits / temperature) before truncation; at temperature 0
     the likeliest token is taken and the log-probabilities are those of softmax(logits).
     """
-    if temperature == 0:
-        ids = logits.argmax(-1)
-        logprobs = logits.log_softmax(-1)
-    else:
-        # Relative to the maximum, so that a tiny temperature cannot overflow.
-        logprobs = ((logits - logits.amax(-1, keepdim=True)) / temperature).log_softmax(-1)
-        ids = _draw(logprobs, uniforms, top_k, top_p)
-    return ids, logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    settings = Settings.of([(temperature, top_k, top_p, min_p, 0)] * len(logits))
+    found = choose_rows(logits.clone(), uniforms, settings)
+    return found.ids, found.logprobs
 
 
-def _draw(logprobs: Tensor, uniforms: Tensor, top_k: int, top_p: float) -> Tensor:
-    vocabulary = logprobs.shape[-1]
-    limit = min(top_k, vocabulary) if top_k > 0 else vocabulary
-    if limit == vocabulary and top_p >= 1.0:
-        return _inverse_cdf(logprobs.double().exp(), uniforms)
-    if top_p >= 1.0:
-        values, order = logprobs.topk(limit)
-        return order.gather(
-            -1, _inverse_cdf(values.double().exp(), uniforms).unsqueeze(-1)
-        ).squeeze(-1)
-    probabilities, order, needed = _nucleus(logprobs, limit, top_p)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = torch.where(before < needed, probabilities, 0.0)
-    return order.gather(-1, _inverse_cdf(kept, uniforms).unsqueeze(-1)).squeeze(-1)
-
-
-def _nucleus(logprobs: Tensor, limit: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Descending probabilities, their tokens, and the mass [R, 1] that must be covered."""
-    count = limit if limit < logprobs.shape[-1] else min(_FIRST_CANDIDATES, limit)
-    while True:
-        values, order = logprobs.topk(count)
-        probabilities = values.double().exp()
-        total = probabilities.sum(-1, keepdim=True)
-        if count == limit:
-            return probabilities, order, top_p * total
-        if bool((total >= top_p).all()):
-            return probabilities, order, torch.full_like(total, top_p)
-        count = min(8 * count, limit)
-
-
-def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The first place [R] where the running sum of `weights` [R, K] exceeds uniforms * total."""
-    running = weights.cumsum(-1)
-    wanted = uniforms.unsqueeze(-1) * running[:, -1:]
-    return (
-        torch.searchsorted(running, wanted, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
+def choose_rows(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
+    """The same with settings of each row; `logits` [R, V] is overwritten."""
+    step, found = max(1, _CHUNK_ELEMENTS // logits.shape[1]), []
+    for at in range(0, len(logits), step):
+        rows = slice(at, at + step)
+        made = _chunk(logits[rows], uniforms[rows], settings.part(rows))
+        found.append(Choice(made.ids, made.logprobs, {at + n: top for n, top in made.top.items()}))
+    if len(found) == 1:
+        return found[0]
+    tops = {number: top for part in found for number, top in part.top.items()}
+    return Choice(
+        torch.cat([part.ids for part in found]), torch.cat([part.logprobs for part in found]), tops
     )
+
+
+def _chunk(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
+    greedy = settings.temperature == 0
+    best = None
+    # Relative to the maximum, so that a tiny temperature cannot overflow.
+    if greedy.any():
+        most, best = logits.max(-1)
+        logits -= most.unsqueeze(1)
+    else:
+        logits -= logits.amax(-1, keepdim=True)
+    _scale(logits, settings.temperature)
+    tops = _tops(logits, settings.top)
+    weights = logits.exp_()
+    runs = _runs(weights)
+    log_total = runs.sum(-1).log()
+    if best is None:
+        ids = _draw(weights, runs, uniforms, settings)
+    elif greedy.all():
+        ids = best
+    else:
+        drawn = _draw(weights, runs, uniforms, settings)
+        ids = torch.where(torch.from_numpy(greedy).to(best.device), best, drawn)
+    chosen = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1).double()
+    return Choice(ids, (chosen.log() - log_total).to(weights.dtype), _listed(tops, log_total))
+
+
+def _scale(logits: Tensor, temperature: Numbers) -> None:
+    by = np.where(temperature == 0, 1.0, np.maximum(temperature, _LEAST_TEMPERATURE))
+    if (by != 1).any():
+        logits /= torch.from_numpy(by).to(logits).unsqueeze(1)
+
+
+def _tops(logits: Tensor, top: Numbers) -> dict[int, tuple[Tensor, Tensor]]:
+    """(tokens, logits) of the likeliest of each row that asks, all rows that do in one go."""
+    asking = np.flatnonzero(top)
+    if not len(asking):
+        return {}
+    count = min(int(top.max()), logits.shape[1])
+    values, ids = logits[torch.from_numpy(asking).to(logits.device)].topk(count)
+    return {
+        int(row): (ids[at, : int(top[row])], values[at, : int(top[row])])
+        for at, row in enumerate(asking)
+    }
+
+
+def _listed(tops: dict[int, tuple[Tensor, Tensor]], log_total: Tensor) -> dict[int, Likeliest]:
+    return {
+        row: (ids.tolist(), (values.double() - log_total[row]).tolist())
+        for row, (ids, values) in tops.items()
+    }
+
+
+def _draw(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
+    sorts, few = settings.sorts, settings.min_p > 0
+    if sorts.all():
+        return _draw_sorted(weights, runs, uniforms, settings)
+    if not sorts.any() and not few.any():
+        return _inverse_cdf(weights, runs, uniforms)
+    ids = torch.empty(len(weights), dtype=torch.long, device=weights.device)
+    for numbers, draw in (
+        (np.flatnonzero(sorts), _draw_sorted),
+        (np.flatnonzero(~sorts & few), _draw_above),
+        (np.flatnonzero(~sorts & ~few), _draw_any),
+    ):
+        if len(numbers):
+            rows = torch.from_numpy(numbers).to(weights.device)
+            ids[rows] = draw(weights[rows], runs[rows], uniforms[rows], settings.part(numbers))
+    return ids
+
+
+def _draw_any(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
+    return _inverse_cdf(weights, runs, uniforms)
+
+
+def _draw_above(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
+    """From the tokens that min_p leaves; nothing is sorted."""
+    least = torch.from_numpy(settings.min_p).to(weights).unsqueeze(1)
+    kept = torch.where(weights < least, 0.0, weights)
+    return _inverse_cdf(kept, _runs(kept), uniforms)
+
+
+def _draw_sorted(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
+    """From the likeliest tokens, as many as the settings leave."""
+    limits = np.where(settings.top_k > 0, settings.top_k, np.inf).clip(max=weights.shape[1])
+    values, order, needed = _nucleus(weights, runs, limits, settings.top_p)
+    least = torch.from_numpy(settings.min_p).to(values).unsqueeze(1)
+    dropped = (values.cumsum(-1) - values >= needed) | (values < least)
+    kept = values.masked_fill(dropped, 0.0)
+    places = _place(kept.cumsum(-1), uniforms.unsqueeze(-1))
+    return order.gather(-1, places).squeeze(-1)
+
+
+def _nucleus(
+    weights: Tensor, runs: Tensor, limits: Numbers, top_p: Numbers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Descending weights in float64, 0 beyond each row's limit, their tokens, and the sum [R, 1] that must
+    be covered."""
+    vocabulary = weights.shape[1]
+    bounded = limits < vocabulary
+    count = int(max(limits[bounded], default=0))
+    if not bounded.all():
+        count = max(count, min(_FIRST_CANDIDATES, vocabulary))
+    limit = torch.from_numpy(limits).to(weights.device).unsqueeze(1)
+    share = torch.from_numpy(top_p.clip(max=1.0)).to(weights.device).unsqueeze(1)
+    while True:
+        values, order = weights.topk(count)
+        places = torch.arange(count, device=weights.device)
+        kept = values.double().masked_fill(places >= limit, 0.0)
+        covered = kept.sum(-1, keepdim=True)
+        whole = torch.where(limit < vocabulary, covered, runs.sum(-1, keepdim=True))
+        needed = share * whole
+        if count == vocabulary or bool(((limit < vocabulary) | (covered >= needed)).all()):
+            # A share of 1 must keep what rounding would drop.
+            return kept, order, torch.where(share < 1, needed, torch.inf)
+        count = min(8 * count, vocabulary)
+
+
+def _runs(weights: Tensor) -> Tensor:
+    """The sum of each run of `weights` [R, V] in float64 [R, runs]; the last run may be shorter."""
+    whole = weights.shape[1] // _RUN * _RUN
+    sums = weights[:, :whole].view(len(weights), -1, _RUN).sum(-1)
+    if whole < weights.shape[1]:
+        sums = torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), 1)
+    return sums.double()
+
+
+def _inverse_cdf(weights: Tensor, runs: Tensor, uniforms: Tensor) -> Tensor:
+    """The first token [R] where the running sum of `weights` [R, V] exceeds uniforms * total."""
+    running = runs.cumsum(-1)
+    shares = uniforms.unsqueeze(-1)
+    run = _place(running, shares)
+    mass = runs.gather(-1, run)
+    within = (shares * running[:, -1:] - (running.gather(-1, run) - mass)) / mass
+    tokens = run * _RUN + torch.arange(_RUN, device=weights.device)
+    last = weights.shape[1] - 1
+    inner = weights.gather(-1, tokens.clamp(max=last)).double().masked_fill_(tokens > last, 0.0)
+    # The bound is for logits that are no numbers, which a search cannot place.
+    found = run * _RUN + _place(inner.cumsum(-1), within.clamp(min=0.0))
+    return found.clamp_(max=last).squeeze(-1)
+
+
+def _place(running: Tensor, shares: Tensor) -> Tensor:
+    """The first place [R, 1] where `running` [R, K] exceeds its part `shares` [R, 1] of the total."""
+    # Strictly below the total, so that a place of weight 0 is never found.
+    wanted = torch.minimum(shares, torch.full_like(shares, _BELOW_ONE)) * running[:, -1:]
+    wanted = torch.minimum(wanted, running[:, -1:] * _BELOW_ONE)
+    return torch.searchsorted(running, wanted, right=True).clamp_(max=running.shape[1] - 1)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from workers.engine.dropout import Dropout
 from workers.engine.linear import LoraLinear, Term
+from workers.engine.spans import Span, Spans, Terms, add_term, product
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,31 @@ class Head:
         """Whether gradients by the head itself are needed."""
         return bool(self.leaves)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] -> [N, V], in float32 at least."""
-        out, term = functional.linear(hidden, self.weight, self.bias), self.term
-        if term is not None:
-            out = out.addmm(hidden @ term.a.t(), term.b.t(), alpha=term.scale)
+    def logits(self, hidden: Tensor, spans: Spans | None = None) -> Tensor:
+        """[N, H] -> [N, V], in float32 at least; `spans` say which rows have which adapter, by default all
+        the active one."""
+        if spans is None:
+            out = functional.linear(hidden, self.weight, self.bias)
+            spans = [Span(0, len(hidden), self._terms)]
+        else:
+            out = product(hidden, self.weight)
+            out = out if self.bias is None else out.add_(self.bias)
+        for span in spans:
+            term = None if self.layer is None else span.term(self.layer)
+            if term is not None:
+                add_term(out, hidden, span, term)
         if out.dtype in (torch.bfloat16, torch.float16):
-            out = out.float()
+            # A row's logits lie side by side, however the product was made.
+            out = out.to(torch.float32, memory_format=torch.contiguous_format)
         if self.scale != 1.0:
             out = out * self.scale
         if self.softcap is not None:
             out = torch.tanh(out / self.softcap) * self.softcap
         return out
+
+    @property
+    def _terms(self) -> Terms:
+        return None if self.layer is None else self.layer.slot.terms
 
     def backward(self, by_product: Tensor, hidden: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The derivatives by `hidden` [n, H] and by the term's leaves, from that [n, V] by the product."""

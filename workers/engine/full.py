@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from schemas.errors import SignalError
 from workers.engine.base import Base
 from workers.engine.linear import Slot
-from workers.engine.parameters import Parameters, Shapes, master_dtype
+from workers.engine.parameters import Parameters, Shapes, Weights, master_dtype
 from workers.engine.pretrained import Pretrained
+from workers.engine.spans import Terms
 from workers.engine.state import dtype_name
 from workers.engine.targets import LoraSpec
 
@@ -38,13 +39,59 @@ class FullWeights(Parameters):
             master = torch.cat([tensor.reshape(-1).to(wide) for tensor in found.values()])
         super().__init__(spec, shapes, layout, master, base.dtype)
         self.config = dict(base.config)
-        self.leaves = _bind(list(found.values()), self.views(self._compute))
+        self._binding = _Binding(list(found.values()))
+        self._own = self.views(self._compute)
+        self._binding.bind(self._own)
+        self.leaves = _trained(self._binding.parameters)
         decoder.train_head()
         base.bare = False
 
+    @property
+    def terms(self) -> Terms:
+        """See Weights.terms."""
+        return None
+
     def activate(self, slot: Slot) -> None:
-        """See Parameters.activate: they are in their place."""
+        """See Weights.activate: they are in their place, unless frozen ones were."""
         slot.terms = None
+        self._binding.bind(self._own)
+
+    def _copied(self, compute: Tensor) -> Weights:
+        return _FrozenWeights(self._binding, self.views(compute))
+
+
+class _Binding:
+    """The parameters of a model, and whose numbers they are at present."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self._bound: list[Tensor] = []
+
+    def bind(self, views: list[Tensor]) -> None:
+        """Have the model compute with `views`."""
+        if self._bound is views:
+            return
+        self._bound = views
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.data = view.detach()
+
+
+class _FrozenWeights:
+    """All parameters of a base as they were at one moment."""
+
+    terms: Terms = None
+
+    def __init__(self, binding: _Binding, views: list[Tensor]) -> None:
+        self._binding, self._views = binding, views
+
+    def activate(self, slot: Slot) -> None:
+        """See Weights.activate."""
+        slot.terms = None
+        self._binding.bind(self._views)
+
+    def frozen(self) -> _FrozenWeights:
+        """See Weights.frozen."""
+        return self
 
 
 def _decoder(base: Base) -> Pretrained:
@@ -60,9 +107,8 @@ def _decoder(base: Base) -> Pretrained:
     return base.decoder
 
 
-def _bind(parameters: list[nn.Parameter], views: list[Tensor]) -> list[Tensor]:
-    """Have the model compute with `views`; what gradients are taken by."""
-    for parameter, view in zip(parameters, views, strict=True):
-        parameter.data = view.detach()
+def _trained(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """What gradients are taken by."""
+    for parameter in parameters:
         parameter.requires_grad_()
     return list(parameters)

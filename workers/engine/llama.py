@@ -8,9 +8,9 @@ to each other. What a config asks beyond this is left to `pretrained` (`supports
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,11 +18,13 @@ from torch.nn import functional
 from schemas.errors import SignalError
 from workers.engine import kernels
 from workers.engine.attention import choose_kernel, known_kernel
-from workers.engine.block import PROJECTIONS, Block, KeyValues, Packing, Place, final_norm
+from workers.engine.block import PROJECTIONS, Block, Packing, Run, final_norm
 from workers.engine.decoder import Head, Pass, positions
 from workers.engine.linear import LoraLinear, Slot
 from workers.engine.memory import layer_bytes
 from workers.engine.rope import Rope, head_dim, supports_rope
+from workers.engine.slab import Slab, Step
+from workers.engine.spans import Span, Spans, Terms, spans_of
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -47,29 +49,19 @@ def _slides(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_sliding_window", False))
 
 
-class LlamaCache:
-    """Keys and values of every layer, filled up to `length`.
+class Fresh(NamedTuple):
+    """A sequence whose keys and values are to be made, for the slots `first` to `last` - 1.
 
-    Prompts are padded on the right to `width` positions, so that their pass needs no mask; continuations
-    begin at `width`, and the padding between is masked by each row's `lengths` [rows] (None: none is).
+    `tokens` are those to compute; before them come the first `shared` positions of slot `source`, which are
+    there already.
     """
 
-    def __init__(
-        self, layers: list[KeyValues], length: int, width: int, lengths: Tensor | None
-    ) -> None:
-        """`length` is `width` at first."""
-        self.layers, self.length, self.width, self.lengths = layers, length, width, lengths
-
-    def repeat(self, times: int) -> LlamaCache:
-        """Each row `times` times, copies side by side."""
-        rows = torch.arange(len(self.layers[0].keys), device=self.layers[0].keys.device)
-        return self.select(rows.repeat_interleave(times))
-
-    def select(self, rows: Tensor) -> LlamaCache:
-        """Only these rows, in this order."""
-        layers = [KeyValues(one.keys[rows], one.values[rows]) for one in self.layers]
-        lengths = None if self.lengths is None else self.lengths[rows]
-        return LlamaCache(layers, self.length, self.width, lengths)
+    tokens: Sequence[int]
+    first: int
+    last: int
+    terms: Terms = None
+    source: int = 0
+    shared: int = 0
 
 
 class _Weights:
@@ -165,7 +157,7 @@ class Llama:
     ) -> None:
         """`kind` is the class of the linear layers but the head. `tensors`: the state dict in
         transformers' names; SignalError for a missing or unknown one."""
-        weights = _Weights(config, tensors, slot, kind)
+        weights, self._slot = _Weights(config, tensors, slot, kind), slot
         self.embedding = weights.take("model.embed_tokens.weight")
         self.blocks = [
             _block(config, weights, f"model.layers.{number}")
@@ -212,52 +204,79 @@ class Llama:
             x = block(x, packing, checkpoint=how.checkpoint)
         return final_norm(x, self.gain, self.eps)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Tensor, LlamaCache]:
+    def slab(self) -> Slab:
+        """An empty cache."""
+        return Slab([(block.kv_heads, block.head_size) for block in self.blocks], self.embedding)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Tensor, Slab]:
         """See Decoder.prefill."""
-        tokens, lengths = self._padded(prompts)
-        rows, width = tokens.shape
-        stores = [self._store(block, rows, width + room) for block in self.blocks]
-        ragged = any(len(prompt) != width for prompt in prompts)
-        cache = LlamaCache(stores, 0, width, lengths if ragged else None)
-        place = Place(rows, width, *self.rope.first(width), causal=width > 1)
-        x = self._extend(tokens, place, cache)
-        return self._normed(x[torch.arange(rows, device=x.device), lengths - 1]), cache
+        cache, longest = self.slab(), max(len(prompt) for prompt in prompts) + room
+        cache.reserve(len(prompts), longest, longest=longest, room=0)
+        cache.lengths = [len(prompt) for prompt in prompts]
+        terms = self._slot.terms
+        return self.fill(
+            [Fresh(prompt, row, row + 1, terms) for row, prompt in enumerate(prompts)], cache
+        ), cache
 
-    def decode(self, tokens: Tensor, cache: LlamaCache) -> Tensor:
-        """See Decoder.decode."""
-        length, lengths = cache.length, cache.lengths
-        if lengths is None:
-            cos, sin = self.rope.first(length + 1)
-            place = Place(len(tokens), 1, cos[:, -1:], sin[:, -1:], length=length)
-        else:
-            keys = torch.arange(length + 1, device=tokens.device)
-            seen = (keys < lengths.unsqueeze(1)) | (keys >= cache.width)
-            positions = (lengths + (length - cache.width)).unsqueeze(1)
-            tables = self.rope.at(positions, length + 1)
-            place = Place(len(tokens), 1, *tables, seen[:, None, None], length=length)
-        return self._normed(self._extend(tokens.unsqueeze(1), place, cache)[:, 0])
+    def fill(self, fresh: Sequence[Fresh], cache: Slab) -> Tensor:
+        """Make keys and values of sequences in slots of `cache`, which has room for them; the hidden state
+        of the last token of each [len(fresh), H]. Neighbours of one length and one source are one product."""
+        device = self.embedding.device
+        tokens = torch.tensor([token for one in fresh for token in one.tokens], device=device)
+        places = [torch.arange(len(one.tokens), device=device) + one.shared for one in fresh]
+        longest = max(len(one.tokens) + one.shared for one in fresh)
+        cos, sin = (part[0] for part in self.rope.at(torch.cat(places).unsqueeze(0), longest))
+        spans = spans_of([len(one.tokens) for one in fresh], [one.terms for one in fresh])
+        runs = _runs(fresh)
+        x = functional.embedding(tokens, self.embedding)
+        for number, block in enumerate(self.blocks):
+            x, k, v = block.fill(x, cos, sin, runs, cache.layers[number], spans)
+            _store(fresh, cache, number, k, v)
+        ends = torch.tensor([len(one.tokens) for one in fresh], device=device).cumsum(0)
+        return self._normed(x[ends - 1])
 
-    def _extend(self, tokens: Tensor, place: Place, cache: LlamaCache) -> Tensor:
-        x = functional.embedding(tokens.reshape(-1), self.embedding)
-        for block, store in zip(self.blocks, cache.layers, strict=True):
-            x = block.infer(x, place, store)
-        cache.length += place.columns
-        return x.view(place.rows, place.columns, -1)
+    def decode(self, tokens: Tensor, cache: Slab, spans: Spans | None = None) -> Tensor:
+        """See Decoder.decode; `spans` say which rows have which adapter, by default all the active one."""
+        rows, end = len(tokens), max(cache.lengths) + 1
+        cache.reserve(rows, end, longest=end, room=0)
+        spans = spans or [Span(0, rows, self._slot.terms)]
+        lengths = torch.tensor(cache.lengths, device=tokens.device)
+        cos, sin = (part[:, 0] for part in self.rope.at(lengths.unsqueeze(1), end))
+        x, steps = functional.embedding(tokens, self.embedding), dict[torch.Size, Step]()
+        for number, (block, store) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+            shape = store.keys.shape
+            if shape not in steps:
+                steps[shape] = cache.step(number)
+            x = block.step(x, cos, sin, steps[shape], store, spans)
+        cache.lengths = [length + 1 for length in cache.lengths]
+        return self._normed(x)
 
     def _normed(self, x: Tensor) -> Tensor:
         return kernels.rms_norm(x, self.gain, self.eps)[0]
 
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        lengths = [len(prompt) for prompt in prompts]
-        tokens = np.zeros((len(prompts), max(lengths)), np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : lengths[row]] = prompt
-        device = self.embedding.device
-        return torch.from_numpy(tokens).to(device), torch.tensor(lengths, device=device)
 
-    def _store(self, block: Block, rows: int, capacity: int) -> KeyValues:
-        shape = (rows, block.kv_heads, capacity, block.head_size)
-        return KeyValues(self.embedding.new_empty(shape), self.embedding.new_empty(shape))
+def _runs(fresh: Sequence[Fresh]) -> list[Run]:
+    """Neighbours of one length and one source together."""
+    runs, at = [], 0
+    for (length, source, shared), group in groupby(
+        fresh, lambda one: (len(one.tokens), one.source, one.shared)
+    ):
+        rows = sum(1 for _ in group)
+        runs.append(Run(at, rows, length, source, shared))
+        at += rows * length
+    return runs
+
+
+def _store(fresh: Sequence[Fresh], cache: Slab, layer: int, k: Tensor, v: Tensor) -> None:
+    """Put what a layer made of each sequence [T, kv heads, size] into its slots."""
+    at = 0
+    for one in fresh:
+        slots, end = slice(one.first, one.last), at + len(one.tokens)
+        if one.shared:
+            cache.share(layer, one.source, slots, one.shared)
+        keys, values = k[at:end].transpose(0, 1), v[at:end].transpose(0, 1)
+        cache.write(layer, slots, one.shared, keys, values)
+        at = end
 
 
 def _block(config: Mapping[str, Any], weights: _Weights, name: str) -> Block:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workers.engine.linear import LoraLinear, Slot, Term
-from workers.engine.parameters import Parameters, Shapes, master_dtype
+from workers.engine.parameters import Parameters, Shapes, Weights, master_dtype
+from workers.engine.spans import Terms
 from workers.engine.state import dtype_name
 from workers.engine.targets import LoraSpec, chosen_layers, target_names
 
@@ -33,9 +34,26 @@ class Adapter(Parameters):
         self._terms: list[Term | None] = [None] * len(layers)
         self._make_terms()
 
+    @property
+    def terms(self) -> Terms:
+        """See Weights.terms."""
+        return self._terms
+
     def activate(self, slot: Slot) -> None:
-        """See Parameters.activate: one assignment, whatever the size."""
+        """See Weights.activate: one assignment, whatever the size."""
         slot.terms = self._terms
+
+    def _copied(self, compute: Tensor) -> Weights:
+        tensors = iter(self.views(compute))
+        terms: list[Term | None] = [None] * len(self._terms)
+        for layer in self._chosen.values():
+            term = self._terms[layer.index]
+            assert term is not None
+            a, b = next(tensors), next(tensors)
+            magnitude = None if term.magnitude is None else next(tensors)
+            # Norm and ratio are made anew by every change, never changed in place.
+            terms[layer.index] = Term(a, b, term.scale, magnitude, term.norm, term.ratio)
+        return FrozenAdapter(terms)
 
     def renew(self) -> None:
         """See Parameters.renew."""
@@ -54,6 +72,22 @@ class Adapter(Parameters):
             norm = row_lengths(layer, low, high, scale)
             ratio = next(wide) / norm
             self._terms[layer.index] = Term(a, b, scale, next(leaves), norm, ratio)
+
+
+class FrozenAdapter:
+    """What sampling needs of an adapter, as it was at one moment."""
+
+    def __init__(self, terms: Sequence[Term | None]) -> None:
+        """`terms` are its own."""
+        self.terms: Terms = terms
+
+    def activate(self, slot: Slot) -> None:
+        """See Weights.activate."""
+        slot.terms = self.terms
+
+    def frozen(self) -> FrozenAdapter:
+        """See Weights.frozen."""
+        return self
 
 
 def row_lengths(layer: LoraLinear, a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from workers.engine.linear import Slot
+from workers.engine.spans import Terms
 from workers.engine.state import WEIGHTS, Part, check_facts, check_tensors
 from workers.engine.targets import LoraSpec
 
 Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+class Weights(Protocol):
+    """What a base computes with besides its own weights: a run's parameters, or a frozen copy of them."""
+
+    @property
+    def terms(self) -> Terms:
+        """What is added to each layer; None where the base's own weights are what is trained."""
+        ...
+
+    def activate(self, slot: Slot) -> None:
+        """Make the base compute with these."""
+        ...
+
+    def frozen(self) -> Weights:
+        """What computes the same for good, whatever is trained from now on."""
+        ...
 
 
 class Parameters:
@@ -42,18 +60,36 @@ class Parameters:
         self.spec, self.shapes, self.layout, self.master = spec, shapes, layout, master
         self._compute = master if dtype == master.dtype else master.to(dtype)
         self.leaves = [view.requires_grad_() for view in self.views(self._compute)]
+        self._frozen: Weights | None = None
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Each tensor's part of a flat [P] tensor, sharing its memory."""
         parts = torch.split(flat.detach(), [math.prod(shape) for _, shape in self.shapes])
         return [part.view(shape) for part, (_, shape) in zip(parts, self.shapes, strict=True)]
 
+    @property
+    def terms(self) -> Terms:
+        """See Weights.terms."""
+        raise NotImplementedError
+
     def activate(self, slot: Slot) -> None:
-        """Make the base compute with these."""
+        """See Weights.activate."""
+        raise NotImplementedError
+
+    def frozen(self) -> Weights:
+        """See Weights.frozen: one copy of what is computed with, which all who ask before the next change
+        share."""
+        if self._frozen is None:
+            self._frozen = self._copied(self._compute.detach().clone())
+        return self._frozen
+
+    def _copied(self, compute: Tensor) -> Weights:
+        """The same with `compute` [P] as its numbers."""
         raise NotImplementedError
 
     def renew(self) -> None:
         """Bring what is computed with up to date after `master` was changed in place."""
+        self._frozen = None
         if self._compute is not self.master:
             self._compute.copy_(self.master)
 

@@ -45,6 +45,8 @@ class Sample:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str = ""
+    # Where asked for, per token, the ids and log-probabilities of the likeliest tokens at its place.
+    top: list[tuple[list[int], list[float]]] = field(default_factory=list)
 
 
 class Continuation:

@@ -194,8 +194,7 @@ class Trainer:
         key: SampleKey,
     ) -> SampleOutput:
         """Continue `prompts` from the current weights; see `sampler.sample`."""
-        with self.base.activated(self.adapter):
-            return sample(self.base, prompts, params, tokenizer, should_stop, key)
+        return sample(self.base, prompts, params, tokenizer, should_stop, key, self.adapter)
 
     def export_adapter(self, folder: Path, base_model_name: str) -> list[Path]:
         """Write the adapter to `folder` as a plain PEFT one, or the whole model as transformers'; the
