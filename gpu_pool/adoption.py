@@ -1,8 +1,8 @@
 """An agent that starts goes on with the workers of the one that died.
 
 A worker is taken over when it is the process that was recorded, its slot is still there and pinned the
-same way, and the lease that it serves is still open. All others are ended; their runs get new ones. Touches
-processes and, for reading, SQL.
+same way, and a lease that it serves is still open, if it served any. All others are ended; their runs get new
+ones. Touches processes and, for reading, SQL.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def adopt(
     kept, ended = [], []
     for record in records:
         keeper = _keeper_of(record, keepers)
-        if keeper is not None and _fits(record, keeper, still_open):
-            keeper.adopt(record, still_open[record.lease[0]] if record.lease else None)
+        held = _still_held(record, still_open)
+        if keeper is not None and _fits(record, keeper) and (held or not record.held):
+            keeper.adopt(record, held)
             kept.append(record.worker)
             log.info("%s goes on", record.worker.node)
         else:
@@ -59,13 +60,18 @@ def _keeper_of(record: Record, keepers: Mapping[str, SlotKeeper]) -> SlotKeeper 
     return keeper
 
 
-def _fits(record: Record, keeper: SlotKeeper, still_open: Mapping[int, Lease]) -> bool:
-    if keeper.worker is not None or record.pins != keeper.slot.environment():
-        return False
-    if record.lease is None:
-        return True
-    lease = still_open.get(record.lease[0])
-    return lease is not None and (lease.epoch, lease.slot) == (record.lease[1], record.slot)
+def _fits(record: Record, keeper: SlotKeeper) -> bool:
+    return keeper.worker is None and record.pins == keeper.slot.environment()
+
+
+def _still_held(record: Record, still_open: Mapping[int, Lease]) -> list[tuple[Lease, bool]]:
+    """Those of the recorded leases that are open still, and whether their runs were ready."""
+    found = [(still_open.get(one.lease_id), one) for one in record.held]
+    return [
+        (lease, one.ready)
+        for lease, one in found
+        if lease is not None and (lease.epoch, lease.slot) == (one.epoch, record.slot)
+    ]
 
 
 def _end(settings: Settings, kept: Sequence[Worker], ended: Sequence[Worker]) -> None:

@@ -167,7 +167,11 @@ class Agent:
 
     def _renew(self) -> None:
         """The host's sign of life in SQL; ends leases that nobody serves any more."""
-        served = {keeper.lease.id: keeper for keeper in self._slots.values() if keeper.lease}
+        served = {
+            tenancy.lease.id: keeper
+            for keeper in self._slots.values()
+            for tenancy in keeper.tenancies
+        }
         found = self._registration.renew(served)
         for lease, parting in found.unserved:
             self._settlements.add(lease, parting)

@@ -20,13 +20,14 @@ _REPLY_S = 1.0
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker's child process last said of itself; `run` and `model` are empty for none.
+    """What a worker's child process last said of itself: the `runs` that it holds, or loads, and the `model`
+    that it loaded last, empty for none.
 
     `progress` changes with everything it does; `warm` when a first run costs it nothing more.
     """
 
     pid: int
-    run: str
+    runs: frozenset[str]
     model: str
     heartbeat: str
     progress: str = ""
@@ -48,7 +49,7 @@ class WorkerControl:
             return None
         return Report(
             int(text["pid"]),
-            text.get("run", ""),
+            frozenset(filter(None, text.get("runs", "").split(","))),
             text.get("model", ""),
             text.get("heartbeat", ""),
             text.get("progress", ""),
@@ -64,7 +65,8 @@ class WorkerControl:
         publish(self._app, keys.host_queue(node), "warm", [])
 
     def attach(self, node: str, run_id: str, epoch: int, spec: dict[str, Any]) -> None:
-        """Hands a run to the worker. Also what makes it notice a queue that was just added."""
+        """Hands a run to the worker, beside those that it has. Also what makes it notice a queue that was
+        just added."""
         publish(self._app, keys.host_queue(node), "attach", [run_id, epoch, spec])
 
     def detach(self, node: str, run_id: str) -> None:

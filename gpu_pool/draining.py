@@ -1,6 +1,7 @@
 """The end of an agent that was asked to stop: its workers finish, its runs wait for the next one.
 
-Every worker that has a run ends its present operation, writes a snapshot and goes, within a bounded time.
+Every worker that has runs ends its present operation, writes a snapshot of each and goes, within a bounded
+time.
 Touches processes.
 """
 
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpu_pool import parting
-from gpu_pool.keeper import Phase, SlotKeeper
+from gpu_pool.keeper import SlotKeeper
 from gpu_pool.leases import Lease
 from gpu_pool.parting import Parting
 from gpu_pool.workers import Worker
@@ -25,7 +26,7 @@ def drain(keepers: Sequence[SlotKeeper], settle: Callable[[Lease, Parting], None
     """Ends every worker, and every lease with it; the workers, of which no process is left."""
     workers = [keeper.worker for keeper in keepers if keeper.worker is not None]
     for keeper in keepers:
-        if keeper.worker is not None and keeper.lease is not None:
+        if keeper.worker is not None and keeper.tenancies:
             keeper.worker.drain()
         elif keeper.worker is not None:
             keeper.worker.kill()  # it has nothing to finish
@@ -37,16 +38,13 @@ def drain(keepers: Sequence[SlotKeeper], settle: Callable[[Lease, Parting], None
     for worker in workers:
         worker.reap()
     for keeper in keepers:
-        if keeper.lease is not None:
-            settle(keeper.lease, _how(keeper, late))
-            keeper.tenancy = None
-        keeper.worker = None
+        for tenancy in keeper.tenancies:
+            settle(tenancy.lease, tenancy.parted or _how(keeper, late))
+        keeper.tenancies, keeper.worker = [], None
     return workers
 
 
 def _how(keeper: SlotKeeper, late: set[str]) -> Parting:
-    if keeper.phase == Phase.ENDING:
-        return keeper.parting
     if keeper.worker is not None and keeper.worker.node in late:
         return parting.Parting(parting.DRAINED.reason, "it did not stop in time with its server")
     return parting.DRAINED

@@ -1,4 +1,4 @@
-"""Grants: the transaction that gives a free slot of a host to a run, under the run's next epoch.
+"""Grants: the transaction that gives a place on a host to a run, under the run's next epoch.
 
 What fits best is decided by `gpu_pool.placement`; here the slots and the requests are read and locked.
 SQL only. All times are the database's.
@@ -7,7 +7,7 @@ SQL only. All times are the database's.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from sqlalchemy import Select, select
@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from gpu_pool.database import utc_now
 from gpu_pool.leases import MOVED, WINDOW, Lease
-from gpu_pool.placement import Device, FreeSlot, Request, Warmth, place, suits
+from gpu_pool.openings import as_opening, as_request, openings
+from gpu_pool.placement import Opening, Request, Warmth, place, suits
 from gpu_pool.tables import LEASED, QUEUED, UP, Host, LeaseRequest, LeaseRow, SlotRow
 
 # How long a run is left to another host that has what it would rather have.
@@ -26,19 +27,23 @@ _PRESENT = timedelta(seconds=15)
 
 @dataclass(frozen=True)
 class WarmWorker:
-    """What the agent knows of the worker on a slot, for the choice between free slots."""
+    """What the agent knows of the worker on a slot, for the choice between slots; `takes` is how many runs it
+    may hold at present."""
 
     warmth: Warmth
     model: str | None = None
+    takes: int = 1
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A queued request; `patient` while it is left to a host that suits it better."""
+    """A queued request; `patient` while it is left to a host that suits it better, `young` while it is left
+    to one that has a free slot."""
 
     row: LeaseRequest
     request: Request
     patient: bool
+    young: bool
 
 
 def acquire(
@@ -48,17 +53,18 @@ def acquire(
     among: Collection[str] | None = None,
     warm: Mapping[str, WarmWorker] | None = None,
 ) -> Lease | None:
-    """Grants a free slot of `host` to the oldest request that fits one; None when none does.
+    """Grants a slot of `host` to the oldest request that fits one; None when none does.
 
     `among` limits the requests to these runs and `warm` describes the workers by slot name. Other
     agents may grant at the same time: PostgreSQL skips the rows that they have locked, SQLite lets
     one writer in.
     """
-    slots = {row.name: row for row in _free_slots(session, host)}
-    free = [_as_free_slot(row, (warm or {}).get(name)) for name, row in slots.items()]
+    slots = {row.name: row for row in _slots(session, host)}
+    known = warm or {}
+    here = [_described(found, known.get(found.name)) for found in openings(session, slots.values())]
     waiting = {it.row.run_id: it for it in _waiting(session, among)} if slots else {}
-    served = [it.request for it in waiting.values() if not _left_to_others(session, host, it, free)]
-    choice = place(served, free)
+    served = [it.request for it in waiting.values() if not _left_to_others(session, host, it, here)]
+    choice = place(served, here)
     if choice is None:
         return None
     return _grant(session, waiting[choice[0].run_id].row, slots[choice[1].name])
@@ -69,9 +75,9 @@ def wishes(session: Session, run_ids: Collection[str]) -> list[Request]:
     return [waiting.request for waiting in _read(session, _queued(run_ids))]
 
 
-def _free_slots(session: Session, host: str) -> Sequence[SlotRow]:
-    free = _free().where(SlotRow.host == host).order_by(SlotRow.id)
-    return session.scalars(free.with_for_update(skip_locked=True)).all()
+def _slots(session: Session, host: str) -> Sequence[SlotRow]:
+    own = select(SlotRow).where(SlotRow.present, SlotRow.host == host).order_by(SlotRow.id)
+    return session.scalars(own.with_for_update(skip_locked=True)).all()
 
 
 def _free() -> Select[SlotRow]:
@@ -79,11 +85,9 @@ def _free() -> Select[SlotRow]:
     return select(SlotRow).where(SlotRow.present, SlotRow.id.not_in(leased))
 
 
-def _as_free_slot(row: SlotRow, worker: WarmWorker | None) -> FreeSlot:
+def _described(found: Opening, worker: WarmWorker | None) -> Opening:
     worker = worker or WarmWorker(Warmth.COLD)
-    return FreeSlot(
-        row.name, row.kind, row.memory_bytes, worker.warmth, worker.model, row.device_name, row.host
-    )
+    return replace(found, warmth=worker.warmth, model=worker.model, most=worker.takes)
 
 
 def _waiting(session: Session, among: Collection[str] | None) -> Iterator[_Waiting]:
@@ -110,40 +114,30 @@ def _read(session: Session, query: Select[LeaseRequest, LeaseRow, SlotRow]) -> I
     for row, lease, slot, now in session.execute(query.add_columns(utc_now())):
         released_at = lease.released_at if lease is not None else None
         recent = released_at is not None and now - released_at < PATIENCE
-        yield _Waiting(row, _as_request(row, lease, slot), recent)
-
-
-def _as_request(row: LeaseRequest, lease: LeaseRow | None, slot: SlotRow | None) -> Request:
-    wants = row.requirements
-    moved = lease is not None and lease.reason == MOVED
-    return Request(
-        row.run_id,
-        wants.get("base_model", ""),
-        wants.get("kind"),
-        wants.get("memory_bytes", 0),
-        near=Device(slot.kind, slot.device_name) if slot is not None else None,
-        avoid=f"{slot.host}/{slot.name}" if slot is not None and moved else "",
-    )
+        moved = lease is not None and lease.reason == MOVED
+        request = as_request(row, slot, moved=moved)
+        yield _Waiting(row, request, recent, now - row.requested_at < PATIENCE)
 
 
 def _left_to_others(
-    session: Session, host: str, waiting: _Waiting, free: Sequence[FreeSlot]
+    session: Session, host: str, waiting: _Waiting, here: Sequence[Opening]
 ) -> bool:
     """True while another host has a free slot that suits the run and this one has none."""
     request = waiting.request
-    if not waiting.patient or any(suits(request, slot) for slot in free):
+    own = [slot for slot in here if suits(request, slot)]
+    if any(not slot.tenants for slot in own) or not (waiting.patient or (own and waiting.young)):
         return False
     return any(suits(request, slot) for slot in _free_elsewhere(session, host))
 
 
-def _free_elsewhere(session: Session, host: str) -> list[FreeSlot]:
+def _free_elsewhere(session: Session, host: str) -> list[Opening]:
     rows = session.execute(
         _free()
         .join(Host, Host.name == SlotRow.host)
         .where(Host.name != host, Host.state == UP)
         .add_columns(Host.heartbeat_at, utc_now())
     )
-    return [_as_free_slot(row, None) for row, beat, now in rows if now - beat < _PRESENT]
+    return [as_opening(row) for row, beat, now in rows if now - beat < _PRESENT]
 
 
 def _grant(session: Session, wanted: LeaseRequest, slot: SlotRow) -> Lease:

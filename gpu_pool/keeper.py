@@ -1,16 +1,16 @@
-"""Keeps one slot: a worker on it, and the run that it is leased to, if any.
+"""Keeps one slot: a worker on it, and the runs that it is leased to, if any.
 
 A state machine that `step` moves on without waiting: empty → starting → up. A worker that ends, in any
-phase, goes by way of ending to empty, and its lease ends with it, once no process of it is left. What
-happens between worker and run is `gpu_pool.tenancy`'s. Touches the worker's processes and, by way of
-`control`, Redis.
+phase, goes by way of ending to empty, and its leases end with it, once no process of it is left. What
+happens between worker and run is `gpu_pool.tenancy`'s; what its runs have in common, the worker's life, is
+here. Touches the worker's processes and, by way of `control`, Redis.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
 
 from gpu_pool import parting
@@ -22,7 +22,7 @@ from gpu_pool.leases import Lease
 from gpu_pool.parting import Parting
 from gpu_pool.placement import Warmth
 from gpu_pool.pool import Pool
-from gpu_pool.state import Record
+from gpu_pool.state import Held, Record
 from gpu_pool.tenancy import RESEND_S, Loss, Tenancy
 from gpu_pool.timing import Pulse
 from gpu_pool.workers import Worker, start_worker
@@ -46,7 +46,7 @@ class Phase(StrEnum):
 
 
 class SlotKeeper:
-    """One slot with its worker and its lease, if any."""
+    """One slot with its worker and its leases, if any."""
 
     def __init__(
         self, slot: Slot, pool: Pool, spare: Callable[[Slot], SlotKeeper | None] = lambda _: None
@@ -56,44 +56,39 @@ class SlotKeeper:
         self.slot, self._pool, self._spare = slot, pool, spare
         self.phase = Phase.EMPTY
         self.worker: Worker | None = None
-        self.tenancy: Tenancy | None = None
-        self.parting = parting.ENDED
+        self.tenancies: list[Tenancy] = []
         self._start_at, self._backoff = 0.0, 1.0
         self._since = self._resend_at = 0.0
         self._model, self._heard, self._warm, self._pulse = "", "", False, Pulse()
+        self._send_away_at = 0.0
 
     # --- what the agent asks and tells --------------------------------------------------------
 
     @property
-    def lease(self) -> Lease | None:
-        """The lease of this slot."""
-        return self.tenancy.lease if self.tenancy is not None else None
-
-    @property
     def in_transit(self) -> bool:
         """True while it waits for something that only polling shows."""
-        leaving = self.tenancy is not None and self.tenancy.leaving
+        leaving = any(tenancy.leaving for tenancy in self.tenancies)
         return self.phase in (Phase.STARTING, Phase.ENDING) or leaving
 
     @property
     def is_starting(self) -> bool:
         """True while a worker starts here, or a run is on its way in."""
-        return self.phase == Phase.STARTING or (self.tenancy is not None and not self.tenancy.ready)
+        return self.phase == Phase.STARTING or not all(it.ready for it in self.tenancies)
 
     @property
-    def idle_s(self) -> float:
-        """For how long the run that is served here has had nothing to do."""
-        return self.tenancy.idle_s if self.tenancy is not None else 0.0
+    def takes(self) -> int:
+        """How many runs may be here at present: none beside those whose worker is being ended."""
+        return 1 if self.phase == Phase.ENDING else self._pool.settings.max_runs_per_worker
 
     @property
     def wants_worker(self) -> bool:
         """True when a worker could be started here ahead of time."""
-        return self.phase == Phase.EMPTY and self.tenancy is None and not self._resting
+        return self.phase == Phase.EMPTY and not self.tenancies and not self._resting
 
     @property
     def has_spare(self) -> bool:
         """True when the worker has nothing to do: it is ready for a run, or will be soon."""
-        return self.phase in (Phase.STARTING, Phase.UP) and self.tenancy is None
+        return self.phase in (Phase.STARTING, Phase.UP) and not self.tenancies
 
     @property
     def _resting(self) -> bool:
@@ -102,25 +97,26 @@ class SlotKeeper:
     def warm_worker(self) -> WarmWorker:
         """How ready this slot is for a run."""
         if self.phase == Phase.UP:
-            return WarmWorker(Warmth.WARM if self._warm else Warmth.IDLE, self._model or None)
+            warmth = Warmth.WARM if self._warm else Warmth.IDLE
+            return WarmWorker(warmth, self._model or None, self.takes)
         if self.phase == Phase.EMPTY and (spare := self._spare(self.slot)) is not None:
             return spare.warm_worker()
         if self.phase == Phase.EMPTY and self._resting:
-            return WarmWorker(Warmth.RESTING)
-        return WarmWorker(Warmth.STARTING if self.phase == Phase.STARTING else Warmth.COLD)
+            return WarmWorker(Warmth.RESTING, takes=self.takes)
+        starting = self.phase == Phase.STARTING
+        return WarmWorker(Warmth.STARTING if starting else Warmth.COLD, takes=self.takes)
 
     def take(self, lease: Lease) -> None:
         """Gives the slot a lease; the next step acts on it."""
-        self.tenancy = Tenancy(lease, self.slot, self._pool)
+        self.tenancies.append(Tenancy(lease, self.slot, self._pool))
 
     def give_up(self, lease_id: int) -> None:
         """SQL says that the lease is over: the worker lets go of the run."""
-        if self.tenancy is None or self.tenancy.lease.id != lease_id or self.tenancy.leaving:
-            return
-        if self.phase == Phase.UP:
-            self.tenancy.leave(parting.SUPERSEDED)
-        elif self.phase != Phase.ENDING:
-            self._settle(parting.SUPERSEDED)
+        for tenancy in [it for it in self.tenancies if it.lease.id == lease_id and not it.leaving]:
+            if self.phase == Phase.UP:
+                tenancy.leave(parting.SUPERSEDED)
+            elif self.phase != Phase.ENDING:
+                self._settle(tenancy, parting.SUPERSEDED)
 
     def pin_as(self, slot: Slot) -> None:
         """The next worker that is started here is pinned as that of `slot`."""
@@ -145,33 +141,30 @@ class SlotKeeper:
         """What the next agent must know; None without a worker."""
         if self.worker is None:
             return None
-        tenancy = self.tenancy
         return Record(
             self.worker,
             slot,
             self.slot.environment(),
-            (tenancy.lease.id, tenancy.lease.epoch) if tenancy is not None else None,
-            ready=tenancy is not None and tenancy.ready,
+            tuple(Held(it.lease.id, it.lease.epoch, it.ready) for it in self.tenancies),
             ending=self.phase == Phase.ENDING,
         )
 
-    def adopt(self, record: Record, lease: Lease | None) -> None:
-        """Goes on with the worker of an agent that died. A run that was on its way in is attached once
-        more, which changes nothing for the worker."""
+    def adopt(self, record: Record, held: Sequence[tuple[Lease, bool]]) -> None:
+        """Goes on with the worker of an agent that died, and with the leases that are open still. A run that
+        was on its way in (not ready) is attached once more, which changes nothing for the worker."""
         self.worker = record.worker
         for process in record.worker.processes():
             self._pool.watcher.watch(process)
         if record.ending:
             record.worker.kill()
-        if lease is not None:
-            self.tenancy = Tenancy(lease, self.slot, self._pool, ready=record.ready)
+        self.tenancies = [Tenancy(it, self.slot, self._pool, ready=ready) for it, ready in held]
         self._enter(Phase.STARTING if record.worker.child is None else Phase.UP)
 
     def step(self) -> None:
         """Moves on as far as possible without waiting. May raise a connection error; then the next
         step tries the same again."""
-        if self.worker is None and self.tenancy is not None and not self._resting:
-            self._start_for_run()
+        if self.worker is None and self.tenancies and not self._resting:
+            self._start_for_runs()
         if self.worker is None:
             return
         end = self.worker.ended()
@@ -189,16 +182,19 @@ class SlotKeeper:
         if self.phase == Phase.STARTING:
             self._await_hello(worker, report)
         else:
-            self._listen(report)
-        if self.phase != Phase.UP or self.tenancy is None:
-            return
-        outcome = self.tenancy.step(worker, report)
-        if isinstance(outcome, Loss):
-            self._lose(outcome)
-        elif outcome is not None:
-            self._settle(outcome)
+            self._listen(worker, report)
+        for tenancy in list(self.tenancies):
+            if self.phase != Phase.UP:
+                return
+            outcome = tenancy.step(worker, report)
+            if isinstance(outcome, Loss):
+                self._lose(outcome)
+            elif outcome is not None:
+                # What the log said of this one is not for the owners of the others.
+                worker.mark_log()
+                self._settle(tenancy, outcome)
 
-    def _start_for_run(self) -> None:
+    def _start_for_runs(self) -> None:
         spare = self._spare(self.slot)
         if spare is not None:
             # Even one that still starts is ahead of a new one.
@@ -208,14 +204,15 @@ class SlotKeeper:
         try:
             self.start()
         except OSError as error:  # a full disk, no more processes
-            self._settle(parting.failed_start(str(error), ""))
+            for tenancy in list(self.tenancies):
+                self._settle(tenancy, parting.failed_start(str(error), ""))
             self._rest()
 
     def _await_hello(self, worker: Worker, report: Report | None) -> None:
         now = time.monotonic()
         if report is not None and worker.know_child(report.pid):
             assert worker.child is not None
-            if self.tenancy is None:
+            if not self.tenancies:
                 self._pool.control.warm(worker.node)
             self._pool.watcher.watch(worker.child)
             self._backoff = 1.0
@@ -227,37 +224,50 @@ class SlotKeeper:
             self._resend_at = now + RESEND_S
             self._pool.control.hello(worker.node)
 
-    def _listen(self, report: Report | None) -> None:
+    def _listen(self, worker: Worker, report: Report | None) -> None:
         if report is not None:
             self._model, self._heard = report.model, report.heartbeat
             self._warm = self._warm or report.warm or bool(report.model)
+            self._send_away(worker, report.runs - {it.lease.run_id for it in self.tenancies})
         silent = self._pulse.silent_s(self._heard, time.monotonic())
         if silent > SILENCE_S:
             self._lose(Loss(f"it gave no sign of life for {silent:.0f} s"))
+
+    def _send_away(self, worker: Worker, strangers: Collection[str]) -> None:
+        """Runs whose leases were over before this agent began are let go of."""
+        if not strangers or time.monotonic() < self._send_away_at:
+            return
+        self._send_away_at = time.monotonic() + RESEND_S
+        for run_id in strangers:
+            self._pool.control.drop_queue(worker.node, run_id)
+            self._pool.control.detach(worker.node, run_id)
 
     def _lose(self, loss: Loss) -> None:
         """The worker is dead or useless: end what is left of it."""
         worker = self.worker
         assert worker is not None
-        words, tenancy = worker.last_words(), self.tenancy
-        stage = tenancy.stage if tenancy is not None else self.phase
+        executed, words = worker.executing(), worker.last_words()
+        doing = ", ".join(f"{it.stage} {it.lease.run_id}" for it in self.tenancies) or self.phase
         last = words.rpartition("\n")[2]
-        log.warning("%s was lost while %s: %s; log: %s", worker.node, stage, loss.why, last)
-        if tenancy is not None:
-            self.parting = tenancy.lost(loss, words)
+        log.warning("%s was lost while %s: %s; log: %s", worker.node, doing, loss.why, last)
+        for tenancy in self.tenancies:
+            # The log of several runs is not for the owner of one.
+            tenancy.lose(loss, executed, words if len(self.tenancies) == 1 else "")
         worker.kill()
         self._enter(Phase.ENDING)
 
     def _bury(self, worker: Worker) -> None:
-        """The device is free, and the lease over, only when no process of the worker is left."""
+        """The device is free, and the leases over, only when no process of the worker is left."""
         if not worker.gone():
             worker.kill()
             return
         worker.reap()
-        was_ready = self.tenancy is not None and self.tenancy.ready
-        if not was_ready and worker.lived_s() < SETTLED_S:
+        if not any(it.ready for it in self.tenancies) and worker.lived_s() < SETTLED_S:
             self._rest()
-        self._settle(self.parting)
+        for tenancy in list(self.tenancies):
+            # One that came only now waits for the next worker.
+            if tenancy.parted is not None:
+                self._settle(tenancy, tenancy.parted)
         self._forget_worker()
         self._enter(Phase.EMPTY)
         self._pool.gone(worker.node)
@@ -267,11 +277,10 @@ class SlotKeeper:
         self._start_at = time.monotonic() + self._backoff
         self._backoff = min(2 * self._backoff, LONGEST_BACKOFF_S)
 
-    def _settle(self, why: Parting) -> None:
-        """The lease is over; the worker, if it lives, stays for the next run."""
-        if self.tenancy is not None:
-            self._pool.settle(self.tenancy.lease, why)
-        self.tenancy = None
+    def _settle(self, tenancy: Tenancy, why: Parting) -> None:
+        """The lease is over; the worker, if it lives, stays for its other runs and for the next."""
+        self.tenancies.remove(tenancy)
+        self._pool.settle(tenancy.lease, why)
         self._pool.changed()
 
     def _forget_worker(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -31,17 +32,20 @@ def _host_entry(row: Host) -> dict[str, Any]:
 
 def _slot_entries(session: Session) -> list[dict[str, Any]]:
     rows = session.execute(
-        select(SlotRow, Host.state, LeaseRow)
+        select(SlotRow, Host.state)
         .join(Host, Host.name == SlotRow.host)
-        .outerjoin(LeaseRow, (LeaseRow.slot_id == SlotRow.id) & LeaseRow.released_at.is_(None))
         .where(SlotRow.present)
         .order_by(SlotRow.host, SlotRow.id)
-    )
-    return [_slot_entry(slot, host_state, lease) for slot, host_state, lease in rows]
+    ).all()
+    held: dict[int, list[LeaseRow]] = {slot.id: [] for slot, _ in rows}
+    open_ones = select(LeaseRow).where(LeaseRow.released_at.is_(None)).order_by(LeaseRow.id)
+    for lease in session.scalars(open_ones):
+        held.get(lease.slot_id, []).append(lease)
+    return [_slot_entry(slot, host_state, held[slot.id]) for slot, host_state in rows]
 
 
-def _slot_entry(slot: SlotRow, host_state: str, lease: LeaseRow | None) -> dict[str, Any]:
-    state = "leased" if lease else "free" if host_state == UP else "down"
+def _slot_entry(slot: SlotRow, host_state: str, held: Sequence[LeaseRow]) -> dict[str, Any]:
+    state = "leased" if held else "free" if host_state == UP else "down"
     return {
         "host": slot.host,
         "name": slot.name,
@@ -51,9 +55,10 @@ def _slot_entry(slot: SlotRow, host_state: str, lease: LeaseRow | None) -> dict[
         "memory_bytes": slot.memory_bytes,
         "threads": slot.threads,
         "state": state,
-        "run_id": lease.run_id if lease else None,
-        "epoch": lease.epoch if lease else None,
-        "leased_at": lease.granted_at if lease else None,
+        "runs": [
+            {"run_id": lease.run_id, "epoch": lease.epoch, "leased_at": lease.granted_at}
+            for lease in held
+        ],
     }
 
 

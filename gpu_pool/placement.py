@@ -1,13 +1,15 @@
-"""Placement: which queued run goes to which free slot. Pure functions; touches nothing.
+"""Placement: which queued run goes to which slot. Pure functions; touches nothing.
 
-Runs are served oldest first. A run that fits none of the free slots is passed over for now; that
-cannot starve it, because any slot that it fits goes to it first once that is free.
+Runs are served oldest first. A free slot comes before one that would be shared: a worker's runs compute one
+at a time. Where none is free, a run joins a worker that has its base, or is loading it, as long as its state
+fits beside that of the others. A run that fits nowhere is passed over for now; that cannot starve it, because
+any place that it fits goes to it first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 
@@ -32,8 +34,20 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a run holds on a worker that it shares: a base, by a name that tells bases apart, and in bytes
+    that base, the run's own state, and the room in which an operation of it works."""
+
+    base: str
+    base_bytes: int = 0
+    own_bytes: int = 0
+    work_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Request:
-    """What a queued run needs; `kind` None is any device, `memory_bytes` 0 any amount.
+    """What a queued run needs; `kind` None is any device, `memory_bytes` 0 any amount. `shares` says by kind
+    of device what it would hold beside others; without one it shares with nobody.
 
     What it would rather have: a device like the one it was on (`near`), and another slot than the
     one that it is to leave (`avoid`, "host/slot"). Neither keeps it waiting.
@@ -45,11 +59,13 @@ class Request:
     memory_bytes: int = 0
     near: Device | None = None
     avoid: str = ""
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class FreeSlot:
-    """A slot without a lease; `model` is the base model that its worker holds, if any."""
+class Opening:
+    """A slot that may take a run; `model` is the base model that its worker holds, if any. `tenants` are the
+    runs that are there, None for one that shares with nobody, and `most` how many there may be."""
 
     name: str
     kind: str
@@ -58,12 +74,12 @@ class FreeSlot:
     model: str | None = None
     device: str = ""
     host: str = ""
+    tenants: tuple[Share | None, ...] = ()
+    most: int = 1
 
 
-def place(
-    requests: Iterable[Request], slots: Sequence[FreeSlot]
-) -> tuple[Request, FreeSlot] | None:
-    """The oldest request that fits a free slot, with the best slot for it; None if none fits."""
+def place(requests: Iterable[Request], slots: Sequence[Opening]) -> tuple[Request, Opening] | None:
+    """The oldest request that fits a slot, with the best slot for it; None if none fits."""
     for request in requests:
         fitting = [slot for slot in slots if fits(request, slot)]
         if fitting:
@@ -71,35 +87,48 @@ def place(
     return None
 
 
-def fits(request: Request, slot: FreeSlot) -> bool:
-    """True when the slot is of the wanted kind and large enough."""
-    return request.kind in (None, slot.kind) and request.memory_bytes <= slot.memory_bytes
+def fits(request: Request, slot: Opening) -> bool:
+    """True when the slot is of the wanted kind, large enough, and free or to be shared."""
+    if request.kind not in (None, slot.kind) or request.memory_bytes > slot.memory_bytes:
+        return False
+    return not slot.tenants or _joins(request.shares.get(slot.kind), slot)
 
 
-def suits(request: Request, slot: FreeSlot) -> bool:
+def _joins(share: Share | None, slot: Opening) -> bool:
+    """The base is there once, and one operation at a time works."""
+    everyone = [one for one in (share, *slot.tenants) if one is not None]
+    if len(everyone) <= len(slot.tenants) or len(everyone) > slot.most:
+        return False
+    own = sum(one.own_bytes for one in everyone)
+    shared = max(one.base_bytes for one in everyone) + max(one.work_bytes for one in everyone)
+    return len({one.base for one in everyone}) == 1 and own + shared <= slot.memory_bytes
+
+
+def suits(request: Request, slot: Opening) -> bool:
     """True when the slot fits and is also what the run would rather have."""
     return fits(request, slot) and not _avoided(request, slot) and _near(request, slot)
 
 
-def _avoided(request: Request, slot: FreeSlot) -> bool:
+def _avoided(request: Request, slot: Opening) -> bool:
     return request.avoid == f"{slot.host}/{slot.name}"
 
 
-def _near(request: Request, slot: FreeSlot) -> bool:
+def _near(request: Request, slot: Opening) -> bool:
     return request.near in (None, Device(slot.kind, slot.device))
 
 
 def _preference(
-    request: Request, slot: FreeSlot
-) -> tuple[bool, bool, bool, bool, bool, Warmth, int]:
-    """Larger is better: not the one to leave; the device it knows; workers live there; model loaded;
-    evicts no other model; warm; the tightest memory."""
+    request: Request, slot: Opening
+) -> tuple[bool, bool, bool, int, bool, bool, Warmth, int]:
+    """Larger is better: not the one to leave; the device it knows; workers live there; free, or the fewest to
+    share with; model loaded; evicts no other model; warm; the tightest memory."""
     loaded = slot.model == request.base_model
     evicts = slot.model is not None and not loaded
     return (
         not _avoided(request, slot),
         _near(request, slot),
         slot.warmth > Warmth.RESTING,
+        -len(slot.tenants),
         loaded,
         not evicts and slot.warmth >= Warmth.IDLE,
         slot.warmth,

@@ -34,7 +34,7 @@ class Spares:
         # One at a time, and not while a run is on its way in: starting takes a whole core.
         if any(keeper.is_starting for keeper in keepers):
             return
-        free = [keeper for keeper in self._slots if keeper.lease is None]
+        free = [keeper for keeper in self._slots if not keeper.tenancies]
         count = sum(keeper.phase != Phase.EMPTY for keeper in [*free, self._beside])
         if count >= SPARES:
             return

@@ -1,7 +1,7 @@
 """What an agent leaves for the next one: a file that names its workers, and a lock.
 
 Workers outlive their agent, so the next one must know which processes are theirs, by pid, start time
-and boot, and which lease each of them serves. Touches two files in the data folder.
+and boot, and which leases each of them serves. Touches two files in the data folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,25 @@ from gpu_pool.workers import Worker
 
 
 @dataclass(frozen=True)
+class Held:
+    """A lease that a worker serves; `ready`: its run was."""
+
+    lease_id: int
+    epoch: int
+    ready: bool
+
+
+@dataclass(frozen=True)
 class Record:
     """A worker, where it is and what it does.
 
-    `slot` is empty for a spare that has none; `pins` is what it was pinned to. `lease` is (id, epoch).
-    `ready`: its run was ready; `ending`: it was being ended.
+    `slot` is empty for a spare that has none; `pins` is what it was pinned to. `ending`: it was being ended.
     """
 
     worker: Worker
     slot: str
     pins: dict[str, str]
-    lease: tuple[int, int] | None
-    ready: bool
+    held: tuple[Held, ...]
     ending: bool
 
 
@@ -90,8 +97,7 @@ def _plain(record: Record) -> dict[str, Any]:
         },
         "slot": record.slot,
         "pins": record.pins,
-        "lease": list(record.lease) if record.lease else None,
-        "ready": record.ready,
+        "held": [asdict(one) for one in record.held],
         "ending": record.ending,
     }
 
@@ -100,5 +106,5 @@ def _record(row: dict[str, Any]) -> Record:
     worker = Worker(row["node"], Process(*row["parent"]), Path(row["log"]))
     worker.child = Process(*row["child"]) if row["child"] else None
     worker.log_mark = int(row["log_mark"])
-    lease = (int(row["lease"][0]), int(row["lease"][1])) if row["lease"] else None
-    return Record(worker, row["slot"], row["pins"], lease, row["ready"], row["ending"])
+    held = tuple(Held(**one) for one in row["held"])
+    return Record(worker, row["slot"], row["pins"], held, row["ending"])

@@ -21,7 +21,7 @@ CLOSING, WITHDRAWN, ENDED = "closing", "withdrawn", "ended"
 UP, DOWN = "up", "down"
 
 _OPEN = text("released_at IS NULL")
-_ONE_OPEN: dict[str, Any] = {"unique": True, "sqlite_where": _OPEN, "postgresql_where": _OPEN}
+_WHILE_OPEN: dict[str, Any] = {"sqlite_where": _OPEN, "postgresql_where": _OPEN}
 
 
 class Host(Base):
@@ -74,12 +74,13 @@ class LeaseRequest(Base):
 
 
 class LeaseRow(Base):
-    """One run on one slot, from grant to release. The database itself refuses a second open one."""
+    """One run on one slot, from grant to release. The database itself refuses a run's second open one; a slot
+    has one for every run that its worker holds."""
 
     __tablename__ = "leases"
     __table_args__ = (
-        Index("uq_leases_open_slot", "slot_id", **_ONE_OPEN),
-        Index("uq_leases_open_run", "run_id", **_ONE_OPEN),
+        Index("ix_leases_open_slot", "slot_id", **_WHILE_OPEN),
+        Index("uq_leases_open_run", "run_id", unique=True, **_WHILE_OPEN),
         UniqueConstraint("run_id", "epoch"),
     )
 

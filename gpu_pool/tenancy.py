@@ -1,5 +1,7 @@
 """One lease on one worker: the run is brought in, followed while it is served, and taken out.
 
+A worker may have several, each with a run and an epoch of its own; they know nothing of each other.
+
 A state machine that `step` moves on without waiting: waiting → attaching → serving → detaching. It ends
 with a parting (the worker has let go of the run) or with the loss of the worker; what becomes of the run
 is decided in `gpu_pool.settlement`. Touches Redis by way of `journal` and `control`.
@@ -59,6 +61,8 @@ class Tenancy:
         # Whether the run was ready on this worker.
         self.ready = ready
         self.signs = Signs()
+        # How run and worker part, once the worker is lost.
+        self.parted: Parting | None = None
         self._why = parting.ENDED
         # Whether SQL was asked, after the journal had lost something.
         self._known_to_go_on = False
@@ -82,11 +86,17 @@ class Tenancy:
         goes_on = why in (parting.PAUSED, parting.LEFT)
         self._enter(Stage.DETACHING, self._pool.settings.hang_s if goes_on else DETACH_DEADLINE_S)
 
-    def lost(self, loss: Loss, last_words: str) -> Parting:
-        """How run and worker part when the worker is lost."""
-        if self.ready or loss.outside:
-            return parting.lost_worker(loss.why, blame=loss.blame)
-        return parting.failed_start(loss.why, last_words, blame=loss.blame)
+    def lose(self, loss: Loss, executed: str, last_words: str) -> None:
+        """The worker is lost; `executed` names the run whose operation it was executing, "" for none.
+
+        Nobody else is blamed, and a run that was on its way in has not failed to start by another's fault.
+        """
+        blame = loss.blame and executed == self.lease.run_id
+        others = executed not in ("", self.lease.run_id)
+        if self.ready or loss.outside or others:
+            self.parted = parting.lost_worker(loss.why, blame=blame)
+        else:
+            self.parted = parting.failed_start(loss.why, last_words, blame=blame)
 
     def step(self, worker: Worker, report: Report | None) -> Parting | Loss | None:
         """Moves on as far as possible. May raise a connection error; then the next step tries the
@@ -170,7 +180,7 @@ class Tenancy:
         if self.stage == Stage.ATTACHING and head.worker_state == "ready":
             self.ready = True
             self._enter(Stage.SERVING)
-        elif report is not None and report.run != self.lease.run_id:
+        elif report is not None and self.lease.run_id not in report.runs:
             if now >= self._resend_at:  # the broker lost the message, or the worker the run
                 self._send(worker)
         elif self.stage == Stage.SERVING and self.signs.bell_is_due(head, now):
@@ -225,9 +235,10 @@ class Tenancy:
             self._resend_at = now + RESEND_S
             self._pool.control.drop_queue(worker.node, run_id)
             self._pool.control.detach(worker.node, run_id)
-        elif report is not None and report.run != run_id:
+        elif report is not None and run_id not in report.runs:
             return self._why
-        elif now >= self._deadline:
+        elif now >= self._deadline and worker.executing() in ("", run_id):
+            # Otherwise another's operation must end first; whether that hangs, its own tenancy sees.
             return Loss("it did not let go of its run in time")
         return None
 

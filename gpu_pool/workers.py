@@ -21,6 +21,7 @@ from pathlib import Path
 from gpu_pool.devices import Slot
 from gpu_pool.exits import End, blames, in_words, logged_status
 from gpu_pool.process import Process, having
+from workers.executing import last_executed, path_of
 from workers.queue import keys
 from workers.settings import Settings
 
@@ -115,6 +116,10 @@ class Worker:
         """What the log said until now is not about the next run, and not for its owner."""
         with suppress(FileNotFoundError):
             self.log_mark = self.log.stat().st_size
+
+    def executing(self) -> str:
+        """The run whose operation it executes, or executed at its end; "" for none."""
+        return last_executed(path_of(self.log.parent, self.node))
 
     def last_words(self) -> str:
         """The end of the log, since the mark."""
@@ -212,3 +217,4 @@ def _prune(folder: Path) -> None:
     logs = sorted(folder.glob("*-????@*.log"), key=lambda path: path.stat().st_mtime)
     for path in logs[:-_KEPT_LOGS]:
         path.unlink(missing_ok=True)
+        path_of(folder, path.stem).unlink(missing_ok=True)

@@ -219,6 +219,15 @@ class RunConfig(AdapterConfig):
         metadata={"description": "Compute each layer again in the backward pass, to save memory."},
     )
     gpu_config = fields.String(load_default=None, allow_none=True, validate=validate.Length(1, 64))
+    dedicated = StrictBoolean(
+        load_default=False,
+        metadata={
+            "description": (
+                "A device of its own: the run joins no other's worker, and none joins its. Otherwise runs of "
+                "the same base may share one when no device is free. With lora_r 0 it is so in any case."
+            )
+        },
+    )
     seed = StrictInteger(
         load_default=0,
         validate=validate.Range(0, 2**63 - 1),

@@ -126,6 +126,12 @@ class Run(Output):
         metadata={"description": "Runs ahead of this one for a device; null when placed."},
     )
     device = fields.Nested(RunDevice, required=True, allow_none=True)
+    sharing_with = fields.Integer(
+        required=True,
+        metadata={
+            "description": "Other runs on the same worker; they have its base and its device in common."
+        },
+    )
     hold = fields.Nested(
         RunHold,
         required=True,

@@ -41,6 +41,7 @@ class Settings:
     max_unsealed_bytes: int = 1024 * MIB
     max_active_runs: int = 32
     max_group: int = 64
+    max_runs_per_worker: int = 8
     allow_hub: bool = False
     devices: str = "auto"
     storage: str = ""
@@ -79,6 +80,7 @@ class Settings:
             max_unsealed_bytes=int(_number(env, "SIGNAL_MAX_UNSEALED_MB", 1024) * MIB),
             max_active_runs=int(_number(env, "SIGNAL_MAX_ACTIVE_RUNS", 32)),
             max_group=int(_number(env, "SIGNAL_MAX_GROUP", 64)),
+            max_runs_per_worker=_count(env, "SIGNAL_MAX_RUNS_PER_WORKER", 8, at_most=256),
             allow_hub=_one_of(env, "SIGNAL_ALLOW_HUB", ("0", "1")) == "1",
             devices=env.get("SIGNAL_DEVICES") or "auto",
             storage=_storage(env),
@@ -137,6 +139,13 @@ def _number(env: Mapping[str, str], name: str, default: float, *, at_most: float
     if not 0 < value <= at_most:
         raise ValueError(f"{name} must be above 0 and at most {at_most:g}, not {text}")
     return value
+
+
+def _count(env: Mapping[str, str], name: str, default: int, *, at_most: int) -> int:
+    value = _number(env, name, default, at_most=at_most)
+    if value != int(value):
+        raise ValueError(f"{name} must be a whole number, not {env[name]}")
+    return int(value)
 
 
 def _read_secret(path: Path) -> str:

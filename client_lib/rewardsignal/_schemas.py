@@ -642,6 +642,8 @@ class Run(Record):
     queue_position: int | None
     """Runs ahead of this one for a device; null when placed."""
     device: RunDevice | None
+    sharing_with: int
+    """Other runs on the same worker; they have its base and its device in common."""
     hold: RunHold | None
     """Why it takes no operation; null when it does."""
     parent: RunParent | None
@@ -840,6 +842,9 @@ class RunOptions(TypedDict, total=False):
     gradient_checkpointing: bool | None
     """Compute each layer again in the backward pass, to save memory."""
     gpu_config: str | None
+    dedicated: bool | None
+    """A device of its own: the run joins no other's worker, and none joins its. Otherwise runs of
+    the same base may share one when no device is free. With lora_r 0 it is so in any case."""
     seed: int | None
     """Seeds the adapter's start and all sampling without a seed of its own."""
 

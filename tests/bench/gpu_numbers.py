@@ -69,9 +69,9 @@ def _gradient(
     tokens: int = 4096,
 ) -> Tensor:
     base = load_base(path, dtype=dtype, device=device, own=own)
-    base.budget.ceiling = tokens
     spec = LoraSpec(r=8, alpha=16.0, dropout=dropout)
     run = Trainer(base, spec, AdamWSettings(), gradient_checkpointing=checkpoint)
+    run.budget.ceiling = tokens
     noise = torch.randn(run.adapter.master.shape, generator=torch.Generator().manual_seed(1))
     run.adapter.master += (0.02 * noise).to(run.adapter.master)
     run.adapter.renew()

@@ -209,7 +209,7 @@ def let_go(chaos: Chaos, worker: Process) -> bool:
     if not worker.alive():
         return True
     for key in chaos.inside.redis.keys(keys.worker("*")):
-        facts = chaos.inside.redis.hmget(key, "pid", "run")
+        facts = chaos.inside.redis.hmget(key, "pid", "runs")
         if facts[0] == str(worker.pid).encode():
             return facts[1] in (b"", None)
     return False

@@ -57,7 +57,7 @@ def test_a_run_that_ends_leaves_the_slot_free_and_the_broker_clean(host: Host) -
     assert host.head(run_id).closed == "completed"
     assert host.broker_keys(run_id) == []
     assert 0 < host.redis.ttl(keys.prefix(run_id) + "head") <= host.settings.result_ttl_s
-    assert host.reports()[node]["run"] == ""
+    assert host.reports()[node]["runs"] == ""
 
 
 def test_a_warm_worker_serves_the_next_run_at_once(host: Host) -> None:

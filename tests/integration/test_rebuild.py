@@ -115,7 +115,7 @@ def test_a_rebuild_follows_settings_and_recorded_plans(
     session = sessions.attach(RUN, 1, config=config)
     with monkeypatch.context() as patch:
         patch.setattr(memory, "_FEWEST_TOKENS", 4)
-        patch.setattr(session.trainer.base.budget, "ceiling", 8)
+        patch.setattr(session.trainer.budget, "ceiling", 8)
         session.drain(until=4)
         assert session.snapshot_now()
         session.drain()
@@ -159,7 +159,7 @@ def test_a_rebuild_follows_every_pass_of_a_loss(
     session = sessions.attach(RUN, 1, config=config)
     with monkeypatch.context() as patch:
         patch.setattr(memory, "_FEWEST_TOKENS", 4)
-        patch.setattr(session.trainer.base.budget, "ceiling", 8)
+        patch.setattr(session.trainer.budget, "ceiling", 8)
         session.drain()
     plans = [past.record["plan"] for past in history(journal, RUN, len(plan))][::2]
     assert all(len(one["batches"]) == 2 and len(one["reference"]["batches"]) == 4 for one in plans)

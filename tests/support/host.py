@@ -83,13 +83,19 @@ class Host:
         self.agent.send_signal(number)
         return self.agent.wait(40)
 
-    def create_run(self, **config: Any) -> str:
-        """A new run, as the web tier makes it: the journal inside the transaction."""
+    def create_run(self, *, shared: bool = False, **config: Any) -> str:
+        """A new run, as the web tier makes it: the journal inside the transaction. `shared`: it may join
+        others; the tests of one run on one slot mean runs that do not."""
         self._runs += 1
         run_id = f"run_{self._runs:016x}"
         config = {**CONFIG, **config}
         with self.database.writing() as session:
-            wants = {"base_model": config["base_model"], "config": config, "owner": "user_1"}
+            wants = {
+                "base_model": config["base_model"],
+                "config": config,
+                "owner": "user_1",
+                "shares": {"cpu": {"base": config["base_model"]}} if shared else {},
+            }
             leases.request(session, run_id, wants)
             self.journal.open_run(run_id, "user_1")
         return run_id
@@ -179,10 +185,14 @@ class Host:
         return self.head(run_id)
 
     def slots(self) -> list[tuple[str, str | None]]:
-        """(state, run) of every slot."""
+        """(state, run) of every slot, once for each run that is there."""
         with self.database.reading() as session:
             shown = overview.describe(session)["slots"]
-        return [(slot["state"], slot["run_id"]) for slot in shown]
+        return [
+            (slot["state"], run_id)
+            for slot in shown
+            for run_id in [run["run_id"] for run in slot["runs"]] or [None]
+        ]
 
     def await_free(self) -> None:
         """Waits until no slot is leased."""

@@ -138,7 +138,7 @@ class MigrateView(MethodView):
 def _leave(run_id: str, device: dict[str, Any]) -> None:
     s = services()
     with s.db.reading() as session:
-        if not of_run.another_is_free(session, run_id):
+        if not of_run.another_is_open(session, run_id, s.settings.max_runs_per_worker):
             raise SignalError("no_other_device")
     if not s.journal.move(run_id, f"{device.get('host')}/{device.get('slot')}"):
         open_head(run_id)

@@ -23,9 +23,14 @@ History = dict[str, int]
 
 
 def run_body(
-    row: RunRow, head: Head | None, position: int | None, kept: History | None
+    row: RunRow,
+    head: Head | None,
+    position: int | None,
+    kept: History | None,
+    sharing_with: int = 0,
 ) -> dict[str, Any]:
-    """The wire form of a run; `kept` is its history, and `position` its place in the queue."""
+    """The wire form of a run; `kept` is its history, `position` its place in the queue, and `sharing_with`
+    how many others its worker holds."""
     return {
         "object": "run",
         "run_id": row.run_id,
@@ -42,6 +47,7 @@ def run_body(
         "queued": _queued(head),
         "queue_position": position,
         "device": device_of(row, head),
+        "sharing_with": sharing_with,
         "hold": hold_of(head),
         "parent": _parent(row),
         "branchable": kept,

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from gpu_pool import leases
+from gpu_pool import leases, of_run
 from gpu_pool.database import Database
 from schemas.errors import Detail, SignalError, raise_all
 from schemas.run_config import UNEMBEDDING, chosen_targets
@@ -20,6 +20,7 @@ from web.runs.facts import NO_RUN
 from web.runs.tables import RunLabelRow, RunRow
 from workers.capabilities import missing
 from workers.catalogue import Catalogue, ModelEntry
+from workers.footprint import footprints
 from workers.queue.journal import Journal
 from workers.settings import Settings
 
@@ -64,7 +65,7 @@ class Runs:
                 return
             self._check_limit(session, draft.user_id)
             _insert(session, draft)
-            leases.request(session, draft.run_id, _requirements(draft))
+            leases.request(session, draft.run_id, self._requirements(draft))
             session.flush()
             # Inside the transaction: a run in SQL always has a journal, and a journal whose run was
             # never committed is not known to anybody.
@@ -83,6 +84,25 @@ class Runs:
             )
         raise_all((*_absent_layers(model, config), *missing(config)))
         return config
+
+    def _requirements(self, draft: Draft) -> dict[str, Any]:
+        """What the agent hands on to the run's worker, and where it may put it."""
+        config = draft.config
+        return {
+            "base_model": draft.base_model,
+            "config": config,
+            "owner": draft.user_id,
+            "origin": draft.origin,
+            "shares": self._shares(draft),
+            "dedicated": bool(config.get("dedicated")) or not config["lora_r"],
+        }
+
+    def _shares(self, draft: Draft) -> dict[str, Any]:
+        try:
+            return footprints(self.catalogue.entry(draft.base_model), draft.config)
+        except SignalError:
+            # A model that is gone since the run's parent was made: its worker will say so.
+            return {}
 
     def _check_limit(self, session: Session, user_id: str) -> None:
         # The lock makes the count and the insert one step on PostgreSQL; SQLite has one writer anyway.
@@ -115,6 +135,13 @@ class Runs:
         """For each run, how many wait for a device before it; None when it does not wait."""
         with self.db.reading() as session:
             return {run_id: leases.queue_position(session, run_id) for run_id in run_ids}
+
+    def sharing(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """For each of these runs that is on a worker, how many others are there."""
+        if not run_ids:
+            return {}
+        with self.db.reading() as session:
+            return of_run.neighbours(session, run_ids)
 
     def page(
         self, user_id: str, filters: Filters, before: int | None, limit: int
@@ -175,16 +202,6 @@ def _insert(session: Session, draft: Draft) -> None:
     session.flush()
     for name, value in draft.labels.items():
         session.add(RunLabelRow(run=row.id, name=name, value=value))
-
-
-def _requirements(draft: Draft) -> dict[str, Any]:
-    """What the agent hands on to the run's worker."""
-    return {
-        "base_model": draft.base_model,
-        "config": draft.config,
-        "owner": draft.user_id,
-        "origin": draft.origin,
-    }
 
 
 def forget(session: Session, run_id: str) -> None:

@@ -60,8 +60,17 @@ def describe(rows: list[RunRow]) -> list[dict[str, Any]]:
     pairs = list(zip(rows, heads, strict=True))
     waiting = [row.run_id for row, head in pairs if status_of(row, head) in _WAITING]
     positions = runs().queue_positions(waiting)
+    sharing = runs().sharing(
+        [row.run_id for row, head in pairs if head is not None and head.worker]
+    )
     return [
-        run_body(row, head, positions.get(row.run_id), span_of(journal, row, head))
+        run_body(
+            row,
+            head,
+            positions.get(row.run_id),
+            span_of(journal, row, head),
+            sharing.get(row.run_id, 0),
+        )
         for row, head in pairs
     ]
 

@@ -30,7 +30,15 @@ def gather(folder: Folder) -> dict[str, Any]:
     if found is None or not alive:
         return report
     settings = settings_of(folder)
-    return report | _processes(found) | _pool(settings) | _journals(settings)
+    report |= _processes(found) | _pool(settings) | _journals(settings)
+    beside = {
+        held["run_id"]: len(device["runs"]) - 1
+        for device in report["devices"]
+        for held in device["runs"]
+    }
+    for run in report["runs"]:
+        run["sharing_with"] = beside.get(run["run_id"], 0)
+    return report
 
 
 def _processes(found: state.State) -> dict[str, Any]:
@@ -103,13 +111,13 @@ def _run(redis: Redis, head: Head, bound: int) -> dict[str, Any]:
 
 
 def _plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in row.items()
-        }
-        for row in rows
-    ]
+    return [{name: _plain_value(value) for name, value in row.items()} for row in rows]
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return _plain(value)
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -141,7 +149,8 @@ def _process_line(row: dict[str, Any]) -> str:
 
 
 def _device_line(row: dict[str, Any]) -> str:
-    user = f" by {row['run_id']}" if row["run_id"] else ""
+    held = ", ".join(run["run_id"] for run in row["runs"])
+    user = f" by {held}" if held else ""
     return f"{row['name']:<10} {row['device']}, {row['threads']} threads, {row['state']}{user}"
 
 
@@ -156,11 +165,15 @@ def _run_state(row: dict[str, Any]) -> str:
     return str(row["hold"] or row["worker_state"] or "queued")
 
 
+def _beside(others: int) -> str:
+    return f" beside {others} other{'s' if others > 1 else ''}" if others else ""
+
+
 def _run_line(row: dict[str, Any]) -> str:
     journal = row["journal"]
     held, bound = journal["redis_bytes"] / 1e6, journal["redis_bytes_bound"] / 1e6
     return (
-        f"{row['run_id']}  {_run_state(row)}, {journal['waiting']} waiting, "
+        f"{row['run_id']}  {_run_state(row)}{_beside(row['sharing_with'])}, {journal['waiting']} waiting, "
         f"{journal['unsealed']} of {journal['entries']} in Redis with {held:.1f} of at most {bound:.0f} MB, "
         f"{row['queue']['length']} doorbells"
     )

@@ -1,14 +1,15 @@
 """A base model in memory: frozen weights, wrapped once for adapters, and the facts about it.
 
-Several runs may share one base; `activated` decides whose adapter computes.
+Several runs may share one base; `activated` decides whose adapter computes, and `set_aside` lets another's
+compute in between.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ class Base:
     quantization: str | None = None
     # Whether its weights are those of its folder; a run that trains all of them takes it over.
     bare: bool = True
-    budget: Budget = field(init=False)
+    # Called where a long operation may stand still for a moment: between two of its micro-batches.
+    pause: Callable[[], None] = lambda: None
 
-    def __post_init__(self) -> None:
-        """Micro-batches begin by an estimate of what a token takes."""
+    def new_budget(self) -> Budget:
+        """One run's own: micro-batches begin by an estimate of what a token takes, and what a run learns of
+        its memory changes no other's plans."""
         per_token = {which: self.decoder.activation_bytes(which) for which in (False, True)}
-        self.budget = Budget(self.device, per_token)
+        return Budget(self.device, per_token)
 
     @property
     def dtype_name(self) -> str:
@@ -83,6 +86,19 @@ class Base:
             yield
         finally:
             self.slot.terms = self.slot.dropout = None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Another run's operation may compute inside the block, as if nothing were under way; afterwards the
+        one under way goes on where it stood."""
+        kept = self.slot.terms, self.slot.dropout
+        self.slot.terms = self.slot.dropout = None
+        try:
+            # What stands still may be in the middle of a pass without a derivative.
+            with torch.enable_grad():
+                yield
+        finally:
+            self.slot.terms, self.slot.dropout = kept
 
 
 def load_base(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.base import Base
+from workers.engine.memory import Budget
 from workers.engine.objective import Objective
 from workers.engine.parameters import Parameters
 from workers.engine.passes import Asked, Passes, Sums
@@ -48,8 +49,10 @@ class Call:
         checkpoint: bool = False,
         stream: int = 0,
         plan: Any = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`stream` keys the dropout; `plan` is that of an earlier execution, None to make one."""
+        """`stream` keys the dropout; `plan` is that of an earlier execution, None to make one by `budget`."""
+        self._budget = budget or base.new_budget()
         self.base, self.adapter, self.objective = base, adapter, objective
         self.checkpoint, self.stream, self._recorded = checkpoint, stream, plan
         self._plan: dict[str, Any] = {}
@@ -99,6 +102,7 @@ class Call:
             checkpoint=self.checkpoint,
             stream=self.stream,
             asked=asked,
+            budget=self._budget,
         )
 
     def _not_finite(self, passes: Passes, sums: Sums) -> SignalError:

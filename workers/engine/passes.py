@@ -22,7 +22,7 @@ from workers.engine.decoder import Pass, positions
 from workers.engine.dropout import Dropout
 from workers.engine.logprob import TokenStats, token_stats
 from workers.engine.losses import LossOutput, Metrics
-from workers.engine.memory import Peak, is_out_of_memory
+from workers.engine.memory import Budget, Peak, is_out_of_memory
 from workers.engine.parameters import Parameters, master_dtype
 from workers.engine.plan import Plan, Unit, make_plan
 
@@ -67,8 +67,11 @@ class Passes:
         checkpoint: bool = False,
         stream: int = 0,
         asked: Asked | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`stream` is the operation's seq, which its dropout is keyed by."""
+        """`stream` is the operation's seq, which its dropout is keyed by; `budget` is the run's, by default
+        a new one."""
+        self.budget = budget or base.new_budget()
         self.base, self.adapter, self.rows = base, adapter, rows
         self.checkpoint, self.stream, self.asked = checkpoint, stream, asked or Asked()
 
@@ -77,7 +80,7 @@ class Passes:
         decoder = self.base.decoder
         return make_plan(
             [len(row.tokens) for row in self.rows],
-            self.base.budget.tokens(self.checkpoint),
+            self.budget.tokens(self.checkpoint),
             decoder.kernel,
             units,
             padded=decoder.kernel == "padded",
@@ -155,6 +158,8 @@ class Passes:
                 halved = self._smaller(plan, number)
             if halved is None:
                 number += 1
+                if number < len(plan.batches):
+                    self.base.pause()
                 continue
             # Behind the except clause, whose error holds the memory of the pass.
             plan = halved
@@ -173,7 +178,7 @@ class Passes:
                 "run is unchanged. Shorten it, or use gradient_checkpointing.",
                 param=f"batch_data.{example}",
             ) from None
-        self.base.budget.overrun(tokens)
+        self.budget.overrun(tokens)
         return halved
 
     def _slope(
@@ -191,7 +196,7 @@ class Passes:
             parts = torch.autograd.grad(
                 loss, self.adapter.leaves, allow_unused=True, materialize_grads=True
             )
-        self.base.budget.measured(self.checkpoint, len(batch.tokens), peak.taken())
+        self.budget.measured(self.checkpoint, len(batch.tokens), peak.taken())
         gradient = torch.cat([part.reshape(-1) for part in parts]).to(master.dtype)
         return LossOutput(loss.detach(), output.metrics), gradient
 

@@ -64,6 +64,7 @@ class Trainer:
         self.base, self.settings, self.gradient_checkpointing = base, adamw, gradient_checkpointing
         self.adapter = _parameters(base, lora)
         self.optimizer = make_optimizer(optimizer, self.adapter.master)
+        self.budget = base.new_budget()
         self._accumulation: Accumulation | None = None
 
     @property
@@ -108,7 +109,15 @@ class Trainer:
         check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
         objective = Objective(loss, rows, base.device, adapter.master.dtype)
         checkpoint = self.gradient_checkpointing
-        call = Call(base, adapter, objective, checkpoint=checkpoint, stream=seq, plan=plan)
+        call = Call(
+            base,
+            adapter,
+            objective,
+            checkpoint=checkpoint,
+            stream=seq,
+            plan=plan,
+            budget=self.budget,
+        )
         found = call.gradient()
         weight = objective.constants[DIVISORS.get(loss.reduction, "weight")]
         new = Accumulation(found.gradient, weight, loss.reduction, 1)
@@ -134,7 +143,7 @@ class Trainer:
         """
         base = self.base
         check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
-        passes = Passes(base, self.adapter, rows, asked=Asked(top=top_k))
+        passes = Passes(base, self.adapter, rows, asked=Asked(top=top_k), budget=self.budget)
         stats, _ = passes.stats(passes.plan())
         return {
             "weights_step": self.step,

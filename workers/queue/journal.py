@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from schemas.errors import SignalError
 from workers.queue import keys
-from workers.queue.records import Appended, NewEntry, Outcome, Past, Snapshot, Taken
+from workers.queue.records import Ahead, Appended, NewEntry, Outcome, Past, Snapshot, Taken
 from workers.queue.scripts import Behind, Closed, Fenced, Held, Missing, connect
 from workers.queue.unordered import Unordered
 
@@ -144,6 +144,11 @@ class Journal(Unordered):
             digest=reply[13].decode(),
         )
 
+    def peek(self, runs: Sequence[tuple[str, int]]) -> list[Ahead]:
+        """What is next in several runs, each with the epoch of the caller's lease, without taking it."""
+        replies = self._call_each("peek", runs)
+        return [Ahead(reply[0].decode(), *_kind_and_tokens(reply)) for reply in replies]
+
     def listen(self, run_id: str, seconds: float) -> bool:
         """Wait a moment for an operation to become eligible; a stale yes is possible and harmless."""
         return self.redis.blpop([keys.prefix(run_id) + "ring"], timeout=seconds) is not None
@@ -223,6 +228,10 @@ def _appended(flat: Sequence[bytes]) -> list[Appended]:
         )
         for n, seq, status, replayed, at, applied, tag in rows
     ]
+
+
+def _kind_and_tokens(reply: list[Any]) -> tuple[str, int]:
+    return (reply[1].decode(), int(reply[2])) if reply[0] == b"entry" else ("", 0)
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[int, str]]:

@@ -218,6 +218,16 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What a take would come to: `found` is "entry" (of a `kind`, with its `tokens`), "empty", "held",
+    "fenced", "closed" or "missing"."""
+
+    found: str
+    kind: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Taken:
     """The entry that a worker is to execute now; `lane` is empty when the client named none.
 

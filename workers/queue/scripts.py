@@ -6,11 +6,13 @@ Every change of a journal is one script (`lua/`), so it happens whole or not at 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
 
 from workers.queue import keys
@@ -20,8 +22,8 @@ from workers.storage import Storage
 
 _SCRIPTS = (
     "append", "cancel", "close", "commit", "commit_free", "detached", "expire", "hold", "lost", "move",
-    "open", "place", "release", "reopen", "report", "rewind", "snapshot", "take",
-    "take_ahead", "take_free", "trim",
+    "open", "peek", "place", "release", "reopen", "report", "rewind", "snapshot", "take", "take_ahead",
+    "take_free", "trim",
 )  # fmt: skip
 
 
@@ -83,6 +85,19 @@ class Scripts:
 
     def _call(self, name: str, run_id: str, *args: Any) -> list[Any]:
         return cast(list[Any], self._scripts[name](keys=[keys.prefix(run_id)], args=args))
+
+    def _call_each(self, name: str, calls: Sequence[tuple[str, Any]]) -> list[list[Any]]:
+        """The same script for several runs, each with an argument of its own, in one round trip."""
+        pipe, sha = self.redis.pipeline(transaction=False), self._scripts[name].sha
+        for run_id, argument in calls:
+            pipe.evalsha(sha, 1, keys.prefix(run_id), argument)
+        replies = pipe.execute(raise_on_error=False)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            return [self._call(name, run_id, argument) for run_id, argument in calls]
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise reply
+        return cast(list[list[Any]], replies)
 
     @staticmethod
     def _fenced(reply: list[Any]) -> list[Any]:

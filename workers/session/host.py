@@ -1,6 +1,7 @@
-"""What one worker process holds: its journal connection, one base model, the attached sessions.
+"""What one worker process holds: its journal connection, one base model, the sessions of its runs.
 
-Lives in the Celery child only. torch is imported when the first run is attached, never before the
+Runs of equal base share it: a second one costs its own state alone, and is ready as soon as that is in
+memory. Lives in the Celery child only. torch is imported when the first run is attached, never before the
 fork: an OpenMP pool or a CUDA context does not survive one.
 """
 
@@ -13,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -22,9 +23,12 @@ from redis.exceptions import RedisError
 
 from schemas.errors import SignalError
 from workers.catalogue import Catalogue
+from workers.executing import Executing, path_of
 from workers.queue import keys
+from workers.queue.app import wake
 from workers.queue.journal import Closed, Fenced, Journal, Missing, connect
 from workers.session.events import OperationEvents
+from workers.session.rota import Rota
 from workers.settings import Settings
 from workers.storage import open_storage
 
@@ -39,21 +43,29 @@ class Host:
 
     def __init__(self, settings: Settings, app: Celery, node: str) -> None:
         """`node` is the worker's Celery node name."""
-        self.settings, self.node = settings, node
+        self.settings, self.node, self.app = settings, node, app
         self.redis = connect(settings.redis_url)
         self.journal = Journal(self.redis, open_storage(settings), settings)
         self.catalogue = Catalogue(settings)
-        self.sessions: dict[str, Any] = {}
         self.events = OperationEvents(app, settings, node)
+        self.rota = Rota(
+            self.journal,
+            Executing(path_of(settings.data_dir / "logs", node)),
+            between=self._between,
+            stopping=self.stopping,
+            drop=self._drop,
+        )
+        self.sessions = self.rota.sessions
         self._base: tuple[tuple[Any, ...], Any] | None = None
         self._facts: dict[str, str] = {}
+        # The run that is on its way into memory.
+        self._arriving = ""
         self._progress, self._busy, self._stopping = 0, False, False
         signal.signal(signal.SIGUSR1, self._stop)
         self._tell(
             pid=os.getpid(),
             parent_pid=os.getppid(),
             host=settings.host_name,
-            run="",
             model="",
             state="idle",
         )
@@ -78,25 +90,41 @@ class Host:
             return
         if self._stopping:
             return
-        self.sessions.pop(run_id, None)
-        self._tell(run=run_id, model=spec["base_model"], state="loading")
+        self.rota.leave(run_id)
+        self._arriving = run_id
+        self._tell(model=spec["base_model"], state="loading")
+        # Others may be served while it arrives, and what they do must not be left in the middle.
+        with self._at_work() if self.sessions else nullcontext():
+            arrived = self._try(run_id, epoch, spec)
+        self._arriving = ""
+        self._facts["state"] = "idle"
+        if not arrived:
+            self._tidy()
+            return
+        self._tell()
+        self.drain(run_id)
+
+    def _try(self, run_id: str, epoch: int, spec: dict[str, Any]) -> bool:
+        """Whether the session is in memory."""
+        from workers.session.primitives import Abandoned
+
         try:
-            self._arrive(run_id, epoch, spec)
+            with self.rota.executing.of(run_id):
+                self._arrive(run_id, epoch, spec)
+        except Abandoned:
+            return False
         except (Fenced, Closed, Missing) as error:
             log.warning("%s is not attached: %r", run_id, error)
-            self.detach(run_id)
-            return
+            return False
         except (RedisError, OSError) as error:
             # Not the run's fault: the agent sends it again.
             log.warning("%s cannot be attached now: %s", run_id, error)
-            self.detach(run_id)
-            return
+            return False
         except Exception as error:
             log.exception("run %s cannot be loaded", run_id)
             self._refuse(run_id, epoch, _load_error(spec, error))
-            return
-        self._tell(state="idle")
-        self.drain(run_id)
+            return False
+        return True
 
     def _arrive(self, run_id: str, epoch: int, spec: dict[str, Any]) -> None:
         from workers.session.arrival import arrive
@@ -104,35 +132,35 @@ class Host:
         begun = time.monotonic()
         session = self._load(run_id, epoch, spec)
         arrive(session, spec, time.monotonic() - begun)
-        self.sessions[run_id] = session
-        # What loading made lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
+        self.rota.join(session)
 
     def detach(self, run_id: str) -> None:
         """Let go of a run; of a living one with a last snapshot. Its base model stays loaded."""
-        session = self.sessions.pop(run_id, None)
+        session = self.rota.leave(run_id)
         if session is not None:
             with self._at_work():
                 session.close()
-        if self._facts.get("run") == run_id:
-            self._tell(run="", state="idle")
+        del session
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Some run was let go of: what it held is free, and the report names it no more."""
+        gc.collect()
+        self._tell()
 
     def drain(self, run_id: str, until: int = 0) -> None:
-        """Apply a run's eligible operations, up to the entry `until` or all (0).
+        """Apply a run's eligible operations, up to the entry `until` or all (0), and others' as it is their
+        turn.
 
         A doorbell for a run that is not here does nothing.
         """
-        session = self.sessions.get(run_id)
-        if session is None or self.stopping():
+        if run_id not in self.sessions or self.stopping():
             return
         self._facts["state"] = "busy"
         with self._at_work():
             try:
-                session.drain(until)
-            except (Fenced, Closed) as error:
-                log.info("%s is let go of: %r", run_id, error)
-                self._drop(run_id)
+                if self.rota.serve(run_id, until):
+                    wake(self.app, run_id)
             except (RedisError, OSError) as error:
                 log.warning(
                     "run %s: the journal cannot be reached: %s; the agent rings again",
@@ -149,12 +177,12 @@ class Host:
 
     def _drop(self, run_id: str) -> None:
         """The run is another's by now, or over: nothing of it may be written any more."""
-        session = self.sessions.pop(run_id, None)
+        session = self.rota.leave(run_id)
         if session is not None:
             # What is being written must not come after a deletion of the run.
             session.snapshots.wait()
-        if self._facts.get("run") == run_id:
-            self._tell(run="", state="idle")
+        del session
+        self._tidy()
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         """SIGUSR1, in the main thread: leave after the present operation."""
@@ -180,6 +208,11 @@ class Host:
             session.close()
         os._exit(0)
 
+    def _between(self) -> None:
+        """Between two operations, and wherever a long one stands still. Who works in the background of all
+        runs gets its share of the worker here."""
+        self._note_progress()
+
     def _note_progress(self) -> None:
         self._progress += 1
 
@@ -202,17 +235,23 @@ class Host:
             from workers.engine.base import load_base
 
             threads = device.get("threads")
-            self._base = (wanted, load_base(entry.path, threads=threads, **options))
-        worker = Worker(self.node, self.events, self._note_progress, self.stopping)
+            base = load_base(entry.path, threads=threads, **options)
+            base.pause = self.rota.pause
+            self._base = (wanted, base)
+            # What loading made lives as long as the process: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+        worker = Worker(self.node, self.events, self._note_progress, self.stopping, self.rota.pause)
         return Session(self.journal, run_id, epoch, spec, self._base[1], entry.path, worker)
 
     def _refuse(self, run_id: str, epoch: int, error: SignalError) -> None:
         head = self.journal.head(run_id)
         if head is not None and head.epoch == epoch:
             self.journal.close(run_id, "failed", error)
-        self._tell(run="", state="idle")
 
     def _tell(self, **facts: Any) -> None:
+        runs = [*self.sessions, *([self._arriving] if self._arriving else [])]
+        facts["runs"] = ",".join(runs)
         self._facts.update({name: str(value) for name, value in facts.items()})
         self._beat_once()
 

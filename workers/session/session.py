@@ -52,13 +52,15 @@ class Pending:
 class Worker:
     """What a session needs of the process that holds it.
 
-    `beat` is called at every sign of progress; `stopping` tells whether to stop after this operation.
+    `beat` is called at every sign of progress; `stopping` tells whether to stop after this operation;
+    `pause` is called where others may be served before it goes on.
     """
 
     node: str
     events: OperationEvents
     beat: Callable[[], None]
     stopping: Callable[[], bool]
+    pause: Callable[[], None] = lambda: None
 
 
 class Session:
@@ -121,8 +123,11 @@ class Session:
         self.primitives.state_seq = state_seq
 
     def redo(self, past: Past) -> Outcome:
-        """Execute an operation of the past again, without committing it."""
+        """Execute an operation of the past again, without committing it. Raises Abandoned."""
         self.worker.beat()
+        if self.worker.stopping():
+            raise Abandoned
+        self.worker.pause()
         body = self.journal.body(past.body_ref, past.body)
         taken = _as_taken(self.run_id, past, body)
         return self.primitives.execute(taken, lambda: False, past.record.get("plan"))
@@ -141,35 +146,44 @@ class Session:
     # --- the work -----------------------------------------------------------------------------
 
     def drain(self, until: int = 0) -> None:
-        """Apply eligible entries in order, up to the entry `until`, or all of them (0).
+        """Apply eligible entries in order, up to the entry `until`, or all of them (0), as `work` does."""
+        self._commit_pending()
+        while not self.has_done(until) and self.work() is not None:
+            pass
 
-        A message per operation stops at its own entry, so that messages are used up as fast as
-        entries are. Raises Fenced, Closed, or a RedisError on reading.
+    def has_done(self, number: int) -> bool:
+        """Whether the entry was applied. A message per operation stops at its own entry, so that messages
+        are used up as fast as entries are."""
+        return number in self._done
+
+    def work(self, *, linger: bool = True) -> Taken | None:
+        """Apply the next eligible entry: which it was, or None when there is none or the worker stops.
+
+        `linger`: wait a moment for one to come, where that saves a message. Raises Fenced, Closed, or a
+        RedisError on reading.
         """
         self._commit_pending()
-        if until in self._done:
-            return
-        while not self.worker.stopping() and (taken := self._next()) is not None:
-            hit("received", taken.kind)
-            self._note_skipped(taken)
-            self.worker.events.started(taken)
-            self.worker.beat()
-            try:
-                outcome = self.primitives.execute(taken, self._stop_check(taken))
-            except Abandoned:
-                return
-            hit("applied", taken.kind)
-            self._pending = Pending(taken, outcome)
-            self._commit_pending()
-            self.worker.beat()
-            if self.snapshots.due(light=self._is_light()):
-                self.snapshots.begin(self._copy())
-            if taken.number == until:
-                return
-
-    def _next(self) -> Taken | None:
+        if self.worker.stopping() or (taken := self._next(linger)) is None:
+            return None
+        hit("received", taken.kind)
+        self._note_skipped(taken)
+        self.worker.events.started(taken)
+        self.worker.beat()
         try:
-            return self._listen_for_next() if self.linger_s else self._take()
+            outcome = self.primitives.execute(taken, self._stop_check(taken))
+        except Abandoned:
+            return None
+        hit("applied", taken.kind)
+        self._pending = Pending(taken, outcome)
+        self._commit_pending()
+        self.worker.beat()
+        if self.snapshots.due(light=self._is_light()):
+            self.snapshots.begin(self._copy())
+        return taken
+
+    def _next(self, linger: bool) -> Taken | None:
+        try:
+            return self._listen_for_next() if linger and self.linger_s else self._take()
         except Held:
             return None
         except Missing:
@@ -285,6 +299,7 @@ class Session:
             self.worker.beat()
             if self.worker.stopping():
                 raise Abandoned
+            self.worker.pause()
             if now - last[0] >= 0.05 and not last[1]:
                 last[0] = now
                 try:

@@ -10,6 +10,7 @@ from workers.engine.lora import LoraSpec
 from workers.engine.optimizer import AdamWSettings, default_settings
 from workers.engine.schedule import Schedule
 from workers.engine.trainer import Trainer
+from workers.footprint import precision
 
 
 def make_trainer(base: Base, config: Mapping[str, Any]) -> Trainer:
@@ -55,9 +56,7 @@ def settings_of(config: Mapping[str, Any], optimizer: str) -> AdamWSettings:
 
 def base_options(config: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Which base a run computes with: options of `load_base`."""
-    dtype = {None: "auto", True: "bfloat16", False: "float32"}[config["bf16"]]
-    if config.get("fp16"):
-        dtype = "float16"
+    dtype = precision(config, device)
     # All parameters are trained by transformers' own forward pass.
     own = bool(config["lora_r"])
     quantization = config.get("quantization")

@@ -98,12 +98,9 @@ def test_a_plan_is_json_and_is_checked() -> None:
 
 
 def test_a_recorded_plan_gives_the_same_bits(base: Base) -> None:
-    base.budget.ceiling = 64
-    try:
-        first = make_trainer(base)
-        made = first.forward_backward(ROWS, "causal_lm", {})
-    finally:
-        base.budget.ceiling = 1 << 62
+    first = make_trainer(base)
+    first.budget.ceiling = 64
+    made = first.forward_backward(ROWS, "causal_lm", {})
     assert len(made["plan"]["batches"]) > 1
     again, fresh = make_trainer(base), make_trainer(base)
     assert again.forward_backward(ROWS, "causal_lm", {}, plan=made["plan"]) == made
@@ -122,13 +119,12 @@ def test_out_of_memory_halves_and_the_plan_repeats_it(
         return forward(self, units, kernel)
 
     first, again = make_trainer(base), make_trainer(base)
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(passes.Passes, "_forward", small)
-            made = first.forward_backward(ROWS, "causal_lm", {})
-        assert base.budget.ceiling < 1 << 62
-    finally:
-        base.budget.ceiling = 1 << 62
+    with monkeypatch.context() as patch:
+        patch.setattr(passes.Passes, "_forward", small)
+        made = first.forward_backward(ROWS, "causal_lm", {})
+    # It remembers, and no other run on the base is told.
+    assert first.budget.ceiling < 1 << 62
+    assert again.budget.ceiling == 1 << 62
     assert len(made["plan"]["batches"]) >= 4
     assert again.forward_backward(ROWS, "causal_lm", {}, plan=made["plan"]) == made
     assert torch.equal(gradient(first), gradient(again))
@@ -148,7 +144,6 @@ def test_only_a_row_that_does_not_fit_alone_fails(
         patch.setattr(passes.Passes, "_forward", none)
         with pytest.raises(SignalError) as caught:
             run.forward_backward(ROWS, "causal_lm", {})
-    base.budget.ceiling = 1 << 62
     assert (caught.value.code, caught.value.param) == ("out_of_memory", "batch_data.1")
     assert run.accumulated == 1 and torch.equal(before, gradient(run))
 

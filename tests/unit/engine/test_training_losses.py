@@ -224,7 +224,7 @@ def test_a_batch_may_be_split_over_micro_batches(
     together = whole.forward_backward(rows, name, options)
     with monkeypatch.context() as patch:
         patch.setattr(memory, "_FEWEST_TOKENS", 16)
-        patch.setattr(base64.budget, "ceiling", 16)
+        patch.setattr(parts.budget, "ceiling", 16)
         made = parts.forward_backward(rows, name, options)
     plan = made["plan"]
     passes = [plan, *(plan[key] for key in ("reference", "statistics") if key in plan)]

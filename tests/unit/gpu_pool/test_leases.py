@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
-from gpu_pool import grants, hosts, leases, overview
+from gpu_pool import grants, hosts, leases, of_run, overview
 from gpu_pool.database import Database
 from gpu_pool.devices import Slot
 from gpu_pool.grants import WarmWorker
@@ -328,18 +328,108 @@ def test_describe(database: Database) -> None:
     with database.reading() as session:
         shown = overview.describe(session)
     assert [host["state"] for host in shown["hosts"]] == ["up"]
-    assert [(slot["name"], slot["state"], slot["run_id"]) for slot in shown["slots"]] == [
-        ("cpu0", "leased", "run_1"),
-        ("cpu1", "free", None),
+    held = [[run["run_id"] for run in slot["runs"]] for slot in shown["slots"]]
+    assert [(slot["name"], slot["state"]) for slot in shown["slots"]] == [
+        ("cpu0", "leased"),
+        ("cpu1", "free"),
     ]
+    assert held == [["run_1"], []]
     assert [(entry["run_id"], entry["position"]) for entry in shown["queued"]] == [("run_0", 0)]
 
 
-def test_the_database_itself_refuses_a_second_lease(database: Database) -> None:
-    set_up(database, count=1, runs=2)
+def test_the_database_itself_refuses_a_run_s_second_lease(database: Database) -> None:
+    set_up(database, count=2, runs=1)
     granted(database)
     with pytest.raises(IntegrityError), database.writing() as session:
-        session.add(LeaseRow(run_id="run_1", slot_id=1, epoch=1))
+        session.add(LeaseRow(run_id="run_0", slot_id=2, epoch=7))
+
+
+# --- runs that share --------------------------------------------------------------------------
+
+
+def share_wishes(database: Database, *runs: tuple[str, dict[str, Any]]) -> None:
+    with database.writing() as session:
+        for run_id, wants in runs:
+            leases.request(session, run_id, WANTS | wants)
+
+
+def of_base(name: str, own: int = 100, **more: Any) -> dict[str, Any]:
+    share = {"base": name, "base_bytes": 500, "own_bytes": own, "work_bytes": 100}
+    return {"shares": {"cpu": share}, **more}
+
+
+EVERY = {f"cpu{number}": WarmWorker(Warmth.WARM, "tiny", takes=8) for number in range(4)}
+
+
+def test_runs_spread_over_free_slots_and_share_when_none_is_left(database: Database) -> None:
+    set_up(database, count=2)
+    share_wishes(database, *((f"run_{number}", of_base("m")) for number in range(5)))
+    found = [granted(database, warm=EVERY) for _ in range(4)]
+    assert [lease.slot for lease in found] == ["cpu0", "cpu1", "cpu0", "cpu1"]
+    assert [lease.epoch for lease in found] == [1, 1, 1, 1]
+    with database.reading() as session:
+        assert of_run.neighbours(session, ["run_0", "run_1", "run_4"]) == {"run_0": 1, "run_1": 1}
+    assert requeue(database, found[0], "worker_lost")
+    with database.reading() as session:
+        assert of_run.neighbours(session, ["run_0", "run_2"]) == {"run_2": 0}
+
+
+def test_who_does_not_join(database: Database) -> None:
+    set_up(database, count=1)
+    share_wishes(
+        database,
+        ("run_0", of_base("m", own=150)),
+        ("another_base", of_base("n")),
+        ("alone", of_base("m", dedicated=True)),
+        ("unknown_size", {}),
+        ("too_large", of_base("m", own=251)),
+        ("fits", of_base("m", own=250)),
+    )
+    assert granted(database, warm=EVERY).run_id == "run_0"
+    assert granted(database, warm=EVERY).run_id == "fits"
+    assert acquire(database, warm=EVERY) is None
+
+
+def test_nobody_joins_a_run_that_is_to_be_alone_or_a_worker_that_takes_no_more(
+    database: Database,
+) -> None:
+    set_up(database, count=1)
+    share_wishes(database, ("alone", of_base("m", dedicated=True)), ("other", of_base("m")))
+    lease = granted(database, warm=EVERY)
+    assert lease.run_id == "alone"
+    assert acquire(database, warm=EVERY) is None
+    assert release(database, lease)
+    assert granted(database, warm=EVERY).run_id == "other"
+    share_wishes(database, ("third", of_base("m")))
+    assert acquire(database, warm={"cpu0": WarmWorker(Warmth.WARM, takes=1)}) is None
+    assert granted(database, warm=EVERY).run_id == "third"
+
+
+def test_a_young_run_is_left_to_a_host_with_a_free_slot(database: Database) -> None:
+    set_up(database, "a", count=1)
+    share_wishes(database, ("run_0", of_base("m")), ("run_1", of_base("m")))
+    assert granted(database, "a", warm=EVERY).run_id == "run_0"
+    with database.writing() as session:
+        hosts.register(session, "b", slots(1))
+        hosts.renew(session, "b")
+    assert acquire(database, "a", warm=EVERY) is None
+    with database.writing() as session:
+        row = session.scalars(select(LeaseRequest).where(LeaseRequest.run_id == "run_1")).one()
+        row.requested_at -= timedelta(seconds=60)
+    assert granted(database, "a", warm=EVERY).run_id == "run_1"
+
+
+def test_a_run_can_move_where_it_could_join_others(database: Database) -> None:
+    set_up(database, count=2)
+    with database.writing() as session:
+        hosts.renew(session, "h")
+    share_wishes(database, ("run_0", of_base("m")), ("run_1", of_base("m")), ("n", of_base("n")))
+    granted(database, warm=EVERY)
+    granted(database, warm=EVERY)
+    with database.reading() as session:
+        assert of_run.another_is_open(session, "run_0", 8)
+        assert not of_run.another_is_open(session, "run_0", 1)
+        assert not of_run.another_is_open(session, "n", 8)
 
 
 def test_many_at_once_never_share_a_slot(database: Database) -> None:

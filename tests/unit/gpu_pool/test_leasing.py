@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from gpu_pool.devices import Slot
-from gpu_pool.leasing import LONG, making_room
-from gpu_pool.placement import Request
+from gpu_pool.leasing import LONG, Idle, making_room
+from gpu_pool.placement import Opening, Request, Share
 
 
-@dataclass
-class Idle:
-    """A keeper as far as idleness goes."""
-
-    slot: Slot
-    idle_s: float
-
-
-def idle(name: str, seconds: float, kind: str = "cpu", memory: int = 10) -> Any:
-    return Idle(Slot(name, kind, "device", memory, 1), seconds)
+def idle(
+    name: str, seconds: float, kind: str = "cpu", memory: int = 10, *beside: Share | None
+) -> Idle:
+    """A run that is named as its slot."""
+    return Idle(name, seconds, Opening(name, kind, memory, tenants=beside, most=8))
 
 
-def chosen(keepers: list[Any], *wishes: Request) -> list[str]:
-    return [keeper.slot.name for keeper in making_room(keepers, wishes, 100.0)]
+def chosen(runs: list[Idle], *wishes: Request) -> list[str]:
+    return making_room(runs, wishes, 100.0)
 
 
 def test_nobody_waits_nobody_leaves() -> None:
@@ -45,3 +36,12 @@ def test_only_a_slot_that_fits_is_freed() -> None:
 
 def test_whoever_is_idle_for_very_long_leaves_in_any_case() -> None:
     assert chosen([idle("a", LONG * 100.0), idle("b", 150)]) == ["a"]
+
+
+def test_one_of_several_leaves_only_for_a_run_that_could_join_the_others() -> None:
+    shared = idle("a", 300, "cpu", 10, Share("m"))
+    alike = Request("run_1", "m", shares={"cpu": Share("m")})
+    other = Request("run_2", "n", shares={"cpu": Share("n")})
+    assert chosen([shared], alike) == ["a"]
+    assert chosen([shared], other) == []
+    assert chosen([shared], Request("run_3", "m")) == []

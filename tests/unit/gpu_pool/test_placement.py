@@ -5,43 +5,43 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_pool.placement import Device, FreeSlot, Request, Warmth, fits, place, suits
+from gpu_pool.placement import Device, Opening, Request, Warmth, fits, place, suits
 
 GIB = 1024**3
 
 
 def test_nothing_to_place() -> None:
-    assert place([], [FreeSlot("cpu0", "cpu", GIB)]) is None
+    assert place([], [Opening("cpu0", "cpu", GIB)]) is None
     assert place([Request("run_1", "m")], []) is None
 
 
 def test_oldest_first() -> None:
-    slots = [FreeSlot("cpu0", "cpu", GIB)]
+    slots = [Opening("cpu0", "cpu", GIB)]
     chosen = place([Request("run_1", "m"), Request("run_2", "m")], slots)
     assert chosen is not None
     assert chosen[0].run_id == "run_1"
 
 
 def test_a_run_that_fits_nothing_free_lets_others_pass() -> None:
-    slots = [FreeSlot("gpu0", "cuda", 40 * GIB)]
+    slots = [Opening("gpu0", "cuda", 40 * GIB)]
     large, small = Request("run_1", "m", memory_bytes=80 * GIB), Request("run_2", "m")
     assert place([large, small], slots) == (small, slots[0])
     assert place([Request("run_1", "m", kind="cpu"), small], slots) == (small, slots[0])
 
 
 def test_the_slot_where_a_run_starts_soonest() -> None:
-    def chosen(*slots: FreeSlot) -> str:
+    def chosen(*slots: Opening) -> str:
         placed = place([Request("run_1", "wanted")], slots)
         assert placed is not None
         return placed[1].name
 
-    resting = FreeSlot("resting", "cpu", GIB, Warmth.RESTING)
-    cold = FreeSlot("cold", "cpu", GIB)
-    starting = FreeSlot("starting", "cpu", GIB, Warmth.STARTING)
-    other = FreeSlot("other", "cpu", GIB, Warmth.IDLE, "another")
-    idle = FreeSlot("idle", "cpu", GIB, Warmth.IDLE)
-    warm = FreeSlot("warm", "cpu", GIB, Warmth.WARM)
-    loaded = FreeSlot("loaded", "cpu", GIB, Warmth.IDLE, "wanted")
+    resting = Opening("resting", "cpu", GIB, Warmth.RESTING)
+    cold = Opening("cold", "cpu", GIB)
+    starting = Opening("starting", "cpu", GIB, Warmth.STARTING)
+    other = Opening("other", "cpu", GIB, Warmth.IDLE, "another")
+    idle = Opening("idle", "cpu", GIB, Warmth.IDLE)
+    warm = Opening("warm", "cpu", GIB, Warmth.WARM)
+    loaded = Opening("loaded", "cpu", GIB, Warmth.IDLE, "wanted")
     order = [loaded, warm, idle, other, starting, cold, resting]
     while order:
         assert chosen(*reversed(order)) == order[0].name
@@ -49,15 +49,15 @@ def test_the_slot_where_a_run_starts_soonest() -> None:
 
 
 def test_large_slots_are_kept_for_large_runs() -> None:
-    slots = [FreeSlot("gpu0", "cuda", 80 * GIB), FreeSlot("gpu1", "cuda", 40 * GIB)]
+    slots = [Opening("gpu0", "cuda", 80 * GIB), Opening("gpu1", "cuda", 40 * GIB)]
     placed = place([Request("run_1", "m", memory_bytes=30 * GIB)], slots)
     assert placed is not None
     assert placed[1].name == "gpu1"
 
 
 def test_a_rebuild_goes_to_the_device_that_it_knows_if_one_is_free() -> None:
-    h100 = FreeSlot("gpu0", "cuda", 80 * GIB, device="H100")
-    h200 = FreeSlot("gpu1", "cuda", 140 * GIB, Warmth.WARM, "m", device="H200")
+    h100 = Opening("gpu0", "cuda", 80 * GIB, device="H100")
+    h200 = Opening("gpu1", "cuda", 140 * GIB, Warmth.WARM, "m", device="H200")
     request = Request("run_1", "m", near=Device("cuda", "H100"))
     assert place([request], [h200, h100]) == (request, h100)
     assert place([request], [h200]) == (request, h200)
@@ -66,13 +66,13 @@ def test_a_rebuild_goes_to_the_device_that_it_knows_if_one_is_free() -> None:
 
 
 def test_a_run_that_is_to_leave_a_slot_comes_back_only_when_no_other_is_free() -> None:
-    here = FreeSlot("cpu0", "cpu", GIB, Warmth.WARM, "m", host="h", device="x")
-    there = FreeSlot("cpu1", "cpu", GIB, Warmth.RESTING, host="h", device="y")
+    here = Opening("cpu0", "cpu", GIB, Warmth.WARM, "m", host="h", device="x")
+    there = Opening("cpu1", "cpu", GIB, Warmth.RESTING, host="h", device="y")
     request = Request("run_1", "m", near=Device("cpu", "x"), avoid="h/cpu0")
     assert place([request], [here, there]) == (request, there)
     assert place([request], [here]) == (request, here)
     assert not suits(request, here)
-    same_name = FreeSlot("cpu0", "cpu", GIB, host="other", device="x")
+    same_name = Opening("cpu0", "cpu", GIB, host="other", device="x")
     assert suits(request, same_name)
 
 
@@ -81,13 +81,13 @@ _requests = st.builds(
     Request, st.uuids().map(str), st.sampled_from("ab"), st.none() | _kinds, st.integers(0, 9)
 )
 _slots = st.builds(
-    FreeSlot, st.uuids().map(str), _kinds, st.integers(0, 9), st.sampled_from(Warmth), st.none()
+    Opening, st.uuids().map(str), _kinds, st.integers(0, 9), st.sampled_from(Warmth), st.none()
 )
 
 
 @given(st.lists(_requests, max_size=6), st.lists(_slots, max_size=6))
 def test_a_placed_run_fits_and_no_older_one_does(
-    requests: list[Request], slots: list[FreeSlot]
+    requests: list[Request], slots: list[Opening]
 ) -> None:
     placed = place(requests, slots)
     fitting = [request for request in requests if any(fits(request, slot) for slot in slots)]

@@ -16,7 +16,7 @@ import pytest
 from gpu_pool.devices import Slot
 from gpu_pool.exits import DEVICE_BROKEN, End
 from gpu_pool.process import Process, having
-from gpu_pool.state import Record, StateFile, sole_agent
+from gpu_pool.state import Held, Record, StateFile, sole_agent
 from gpu_pool.watch import Watcher
 from gpu_pool.workers import Worker, command, environment, strays
 from tests.support.valkey import settings_for
@@ -289,7 +289,8 @@ def test_a_stranger_is_no_child_of_a_worker(
 
 
 def record(worker: Worker) -> Record:
-    return Record(worker, "cpu0", {"A": "b"}, (3, 2), ready=True, ending=False)
+    held = (Held(3, 2, ready=True), Held(4, 1, ready=False))
+    return Record(worker, "cpu0", {"A": "b"}, held, ending=False)
 
 
 def test_the_next_agent_finds_the_workers(worker: Worker, tmp_path: Path) -> None:
@@ -302,8 +303,8 @@ def test_the_next_agent_finds_the_workers(worker: Worker, tmp_path: Path) -> Non
     again = found.worker
     assert (again.node, again.parent, again.child) == (worker.node, worker.parent, worker.child)
     assert again.log_mark == len("said before")
-    assert (found.slot, found.pins, found.lease) == ("cpu0", {"A": "b"}, (3, 2))
-    assert (found.ready, found.ending) == (True, False)
+    assert (found.slot, found.pins, found.ending) == ("cpu0", {"A": "b"}, False)
+    assert found.held == record(worker).held
     again.kill()
     assert soon(again.gone)
 

@@ -14,8 +14,14 @@ RUNNING = {
     "base_url": "http://127.0.0.1:8000",
     "processes": [{"name": "web", "pid": 7, "alive": False, "restarts": 2}],
     "devices": [
-        {"name": "cpu0", "device": "CPU", "threads": 1, "state": "leased", "run_id": "run_1"},
-        {"name": "cpu1", "device": "CPU", "threads": 1, "state": "free", "run_id": None},
+        {
+            "name": "cpu0",
+            "device": "CPU",
+            "threads": 1,
+            "state": "leased",
+            "runs": [{"run_id": "run_1"}, {"run_id": "run_2"}],
+        },
+        {"name": "cpu1", "device": "CPU", "threads": 1, "state": "free", "runs": []},
     ],
     "queued": [],
     "runs": [
@@ -23,6 +29,7 @@ RUNNING = {
             "run_id": "run_1",
             "worker_state": "ready",
             "hold": None,
+            "sharing_with": 1,
             "journal": {
                 "entries": 9,
                 "waiting": 2,
@@ -44,10 +51,10 @@ def test_status_for_people():
         "Processes:",
         "  web        pid 7, dead, restarted 2 times",
         "Devices:",
-        "  cpu0       CPU, 1 threads, leased by run_1",
+        "  cpu0       CPU, 1 threads, leased by run_1, run_2",
         "  cpu1       CPU, 1 threads, free",
         "Runs:",
-        "  run_1  ready, 2 waiting, 4 of 9 in Redis with 2.5 of at most 1000 MB, 1 doorbells",
+        "  run_1  ready beside 1 other, 2 waiting, 4 of 9 in Redis with 2.5 of at most 1000 MB, 1 doorbells",
         "Waiting for a device:",
         "  none",
         "gone",

@@ -1,0 +1,165 @@
+"""The sessions of one worker take turns.
+
+Whichever run's doorbell rang, the run whose turn it is executes, one operation at a time. A long operation
+stands still between its micro-batches for small ones of others, which do not stand still in turn: so a small
+operation waits for one micro-batch and one slice at most, however long those of the others are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from workers.executing import Executing
+from workers.queue.journal import Closed, Fenced, Journal
+from workers.queue.records import Taken
+from workers.session.turns import LEAST, QUANTUM, Turns
+
+if TYPE_CHECKING:
+    from workers.session.session import Session
+
+log = logging.getLogger(__name__)
+
+# How often it is looked at what runs have to do whose doorbells were not heard yet.
+LOOK_S = 0.005
+# What others get, in seconds and in tokens, while a long operation stands still.
+SLICE_S = 0.2
+SLICE_TOKENS = QUANTUM
+# So long one message may keep the worker from its other messages, such as that of a run that comes.
+STAY_S = 1.0
+# What is done while another operation stands still: what computes on the base and ends soon.
+_BRIEF = ("forward_backward", "forward", "optim_step")
+
+
+class Rota:
+    """The sessions, by run, and whose turn it is."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        executing: Executing,
+        *,
+        between: Callable[[], None],
+        stopping: Callable[[], bool],
+        drop: Callable[[str], None],
+    ) -> None:
+        """`between` is called between two operations and while one stands still, `stopping` tells whether
+        nothing more is to be begun, and `drop` lets go of a run that is another's by now, or over."""
+        self.sessions: dict[str, Session] = {}
+        self.executing = executing
+        self._journal, self._between, self._stopping = journal, between, stopping
+        self._drop = drop
+        self._turns = Turns()
+        self._looked_at, self._standing_still = 0.0, False
+
+    def join(self, session: Session) -> None:
+        """Another run is here."""
+        self.sessions[session.run_id] = session
+
+    def leave(self, run_id: str) -> Session | None:
+        """The run is not here any more; its session, if it was."""
+        self._turns.forget(run_id)
+        return self.sessions.pop(run_id, None)
+
+    def serve(self, run_id: str, until: int = 0) -> bool:
+        """Execute by turns until the run's entry `until` is done, or it has nothing left to do (0).
+
+        True when it was cut short, so that other messages are heard, and the run is to be rung for again.
+        Raises RedisError or OSError.
+        """
+        leave_at = time.monotonic() + STAY_S
+        self._turns.wants(run_id)
+        while self._goes_on(run_id, until):
+            self._look(LOOK_S)
+            turn = self._turns.next()
+            if turn is None:
+                return False
+            taken = self._execute(turn)
+            self._between()
+            if taken is None and turn == run_id:
+                return False
+            if not until and len(self.sessions) > 1 and time.monotonic() > leave_at:
+                return True
+        return False
+
+    def pause(self) -> None:
+        """An operation stands still between two of its micro-batches: a slice for the others.
+
+        Raises nothing: what is wrong with another run is not this operation's affair.
+        """
+        if self._standing_still:
+            return
+        self._between()
+        due = time.monotonic() - self._looked_at >= LOOK_S
+        if self._stopping() or not due or not self._others():
+            return
+        self._standing_still = True
+        try:
+            self._give_slice()
+        except (RedisError, OSError) as error:
+            log.warning("others could not be served meanwhile: %s", error)
+        except Exception:
+            log.exception("others could not be served meanwhile")
+        finally:
+            self._standing_still = False
+
+    def _goes_on(self, run_id: str, until: int) -> bool:
+        session = self.sessions.get(run_id)
+        return session is not None and not self._stopping() and not session.has_done(until)
+
+    def _execute(self, run_id: str) -> Taken | None:
+        """The run's next operation; None when it has none, or is let go of."""
+        session = self.sessions[run_id]
+        try:
+            with self.executing.of(run_id):
+                taken = session.work(linger=len(self.sessions) == 1)
+        except (Fenced, Closed) as error:
+            log.info("%s is let go of: %r", run_id, error)
+            self._drop(run_id)
+            return None
+        if taken is None:
+            self._turns.rests(run_id)
+        else:
+            self._turns.paid(run_id, taken.tokens)
+        return taken
+
+    # --- what the others have to do -----------------------------------------------------------
+
+    def _others(self) -> list[str]:
+        return [run_id for run_id in self.sessions if run_id != self.executing.now]
+
+    def _look(self, every_s: float) -> None:
+        """Notes who has something to do; who is known to have needs no looking at."""
+        if time.monotonic() - self._looked_at < every_s:
+            return
+        self._brief([run_id for run_id in self.sessions if not self._turns.waits(run_id)])
+
+    def _brief(self, run_ids: Collection[str]) -> set[str]:
+        """Those of these runs whose next operation is a small one; notes of all who have one."""
+        if not run_ids:
+            return set()
+        known = [(run_id, self.sessions[run_id].epoch) for run_id in run_ids]
+        found = set()
+        for (run_id, _), ahead in zip(known, self._journal.peek(known), strict=True):
+            if ahead.found in ("fenced", "closed"):
+                self._drop(run_id)
+            elif ahead.found == "entry":
+                self._turns.wants(run_id)
+                if ahead.kind in _BRIEF and ahead.tokens <= SLICE_TOKENS:
+                    found.add(run_id)
+        self._looked_at = time.monotonic()
+        return found
+
+    def _give_slice(self) -> None:
+        left, until = SLICE_TOKENS, time.monotonic() + SLICE_S
+        while left > 0 and time.monotonic() < until and not self._stopping():
+            turn = self._turns.next(self._brief(self._others()))
+            if turn is None:
+                return
+            with self.sessions[turn].trainer.base.set_aside():
+                taken = self._execute(turn)
+            left -= max(taken.tokens, LEAST) if taken is not None else 0
