@@ -23,7 +23,7 @@ from workers.engine.lora import LoraSpec
 from workers.engine.state import TrainerState
 from workers.engine.trainer import Trainer
 from workers.session.artifacts import save_adapter
-from workers.session.primitives import as_signal_error
+from workers.session.errors import as_signal_error
 from workers.session.snapshots import Snapshots
 from workers.storage import LocalStorage
 from workers.storage.manifest import verify_file

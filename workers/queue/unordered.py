@@ -27,6 +27,13 @@ class Unordered(Supervision):
         rows = [reply[at : at + _FIELDS] for at in range(0, len(reply), _FIELDS)]
         return [self._taken(run_id, row) for row in rows]
 
+    def count_free(self, run_ids: Sequence[str]) -> list[int]:
+        """How many wait in each of these runs."""
+        pipe = self.redis.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipe.llen(keys.prefix(run_id) + "free")
+        return [int(count) for count in pipe.execute()]
+
     def _taken(self, run_id: str, row: Sequence[bytes]) -> Taken:
         number, kind, ref, body, submitted, started, tokens, tag, lane, client_seq, digest = row
         return Taken(

@@ -69,9 +69,7 @@ def load_artifact(
     discarded. Raises SignalError not_found, or state_mismatch that names the file, the
     field or the tensor which does not fit; either changes nothing.
     """
-    if storage.stat(f"{key}/{MANIFEST}") is None:
-        raise SignalError("not_found", "There is no such artifact, or it was deleted.")
-    manifest, files = _verified(storage, key)
+    manifest, files = read_verified(storage, key)
     if sha256 is not None and digest(manifest) != sha256:
         raise mismatch("another one was saved under its name meanwhile")
     names = export.file_names(trainer.adapter)
@@ -91,8 +89,13 @@ def load_artifact(
     return manifest
 
 
-def _verified(storage: Storage, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest, and every file by its path."""
+def read_verified(storage: Storage, key: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest of an artifact, and every file by its path.
+
+    Raises SignalError not_found, or state_mismatch that names the damaged file.
+    """
+    if storage.stat(f"{key}/{MANIFEST}") is None:
+        raise SignalError("not_found", "There is no such artifact, or it was deleted.")
     try:
         manifest = read_sealed(storage, key, FORMAT)
         files = {one["path"]: read_file(storage, key, one) for one in manifest["files"]}

@@ -29,6 +29,7 @@ from workers.queue.app import wake
 from workers.queue.journal import Closed, Fenced, Journal, Missing, connect
 from workers.session.events import OperationEvents
 from workers.session.rota import Rota
+from workers.session.sampling import Sampler
 from workers.settings import Settings
 from workers.storage import open_storage
 
@@ -48,9 +49,11 @@ class Host:
         self.journal = Journal(self.redis, open_storage(settings), settings)
         self.catalogue = Catalogue(settings)
         self.events = OperationEvents(app, settings, node)
+        self.sampler = Sampler()
         self.rota = Rota(
             self.journal,
             Executing(path_of(settings.data_dir / "logs", node)),
+            self.sampler,
             between=self._between,
             stopping=self.stopping,
             drop=self._drop,
@@ -241,7 +244,14 @@ class Host:
             # What loading made lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
-        worker = Worker(self.node, self.events, self._note_progress, self.stopping, self.rota.pause)
+        worker = Worker(
+            self.node,
+            self.events,
+            self._note_progress,
+            self.stopping,
+            self.rota.pause,
+            self.sampler,
+        )
         return Session(self.journal, run_id, epoch, spec, self._base[1], entry.path, worker)
 
     def _refuse(self, run_id: str, epoch: int, error: SignalError) -> None:

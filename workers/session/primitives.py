@@ -6,10 +6,8 @@ optim_step discards the accumulated gradients, and a replay must discard them to
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +17,10 @@ import msgpack
 from schemas.errors import SignalError
 from workers.engine.certificate import certificate
 from workers.engine.trainer import Trainer
-from workers.exit_codes import DEVICE_BROKEN
 from workers.failpoints import hit
 from workers.queue.records import Outcome, Taken
 from workers.session import artifacts
-from workers.session.sampling import run_sample
+from workers.session.errors import as_signal_error, leave_broken_device
 from workers.storage import Storage
 from workers.text.rows import unpack_rows
 from workers.text.tokenizer import Tokenizer
@@ -71,33 +68,36 @@ class Primitives:
             "complete": self._complete,
         }
 
-    def execute(self, taken: Taken, must_stop: Callable[[], bool], plan: Any = None) -> Outcome:
-        """The outcome of an operation, failed ones included. Raises Abandoned.
+    def execute(self, taken: Taken, plan: Any = None) -> Outcome:
+        """The outcome of an operation that is no sample, failed ones included.
 
         `plan` is what the record of an earlier execution says of how it was computed.
         """
         accumulated, begun = self.trainer.accumulated, time.monotonic()
         try:
-            body = msgpack.unpackb(taken.body)
-            if taken.kind == "sample":
-                return self._sample(taken, body, must_stop)
             self._plan = plan
-            outcome = self._kinds[taken.kind](taken, body)
-        except Abandoned:
-            raise
+            outcome = self._kinds[taken.kind](taken, msgpack.unpackb(taken.body))
         except Exception as error:
-            _leave_broken_device(error)
-            known = as_signal_error(error)
-            if known.code == "operation_failed":
-                log.exception("seq %d of %s (%s) failed", taken.seq, self.run_id, taken.kind)
-            record = {"effect": "cleared"} if self.trainer.accumulated < accumulated else {}
-            if record:
+            cleared = self.trainer.accumulated < accumulated
+            if cleared:
                 self.state_seq = taken.seq
-            return Outcome("failed", error=known.to_dict(), state=self.state(), record=record)
+            return self.failed(taken, error, {"effect": "cleared"} if cleared else {})
         if taken.kind in ("forward_backward", "optim_step", "load_state"):
             self.state_seq = taken.seq
             self.executed_s += time.monotonic() - begun
         return outcome
+
+    def failed(
+        self, taken: Taken, error: Exception, record: dict[str, Any] | None = None
+    ) -> Outcome:
+        """The outcome of an operation that raised; does not return where the device is broken."""
+        leave_broken_device(error)
+        known = as_signal_error(error)
+        if known.code == "operation_failed":
+            log.error(
+                "seq %d of %s (%s) failed", taken.seq, self.run_id, taken.kind, exc_info=error
+            )
+        return Outcome("failed", error=known.to_dict(), state=self.state(), record=record or {})
 
     def state(self) -> dict[str, Any]:
         """What the journal's head says of the session."""
@@ -157,12 +157,8 @@ class Primitives:
         }
         return self._completed(taken, result, {})
 
-    def _sample(self, taken: Taken, body: dict[str, Any], must_stop: Callable[[], bool]) -> Outcome:
-        seed = self.config["seed"]
-        result = run_sample(self.trainer, self.tokenizer, body, seed, taken.seq, must_stop)
-        if result is None:
-            error = SignalError("cancelled").to_dict()
-            return Outcome("cancelled", error=error, state=self.state())
+    def sampled(self, taken: Taken, result: Result) -> Outcome:
+        """The outcome of a sample that has ended."""
         return self._completed(taken, result, result["metrics"])
 
     def _save_state(self, taken: Taken, body: dict[str, Any]) -> Outcome:
@@ -214,7 +210,7 @@ class Primitives:
         plan: dict[str, Any] | None = None,
     ) -> Outcome:
         now = time.time()
-        result["seq"] = taken.seq
+        result["seq"] = taken.seq or None
         result["timings"] = {
             "queued_ms": round(max(0.0, taken.started_at - taken.submitted_at) * 1e3, 3),
             "execute_ms": round(max(0.0, now - taken.started_at) * 1e3, 3),
@@ -237,27 +233,3 @@ class Primitives:
             record=record,
             close_status=close_status,
         )
-
-
-def as_signal_error(error: Exception) -> SignalError:
-    """What the owner of a run is told of an error in an operation."""
-    if isinstance(error, SignalError):
-        return error
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "OutOfMemory" in text or "can't allocate memory" in text:
-        return SignalError("out_of_memory")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SignalError("storage_full")
-    return SignalError(
-        "operation_failed",
-        f"The worker failed on this operation; the run is unchanged. {text}"[:2000],
-    )
-
-
-def _leave_broken_device(error: Exception) -> None:
-    """Ends the process where CUDA cannot be used any more: every later call would fail alike."""
-    text = f"{type(error).__name__}: {error}"
-    broken = "CUDA error" in text or "device-side assert" in text or "cuDNN error" in text
-    if broken and "out of memory" not in text:
-        log.critical("the device is unusable after %s", text)
-        os._exit(DEVICE_BROKEN)

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from workers.executing import Executing
 from workers.queue.journal import Closed, Fenced, Journal
 from workers.queue.records import Taken
+from workers.session.sampling import Sampler
 from workers.session.turns import LEAST, QUANTUM, Turns
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # How often it is looked at what runs have to do whose doorbells were not heard yet.
 LOOK_S = 0.005
+# And how often for samples that have no place in a run's order.
+LOOK_FREE_S = 0.02
 # What others get, in seconds and in tokens, while a long operation stands still.
 SLICE_S = 0.2
 SLICE_TOKENS = QUANTUM
@@ -42,6 +45,7 @@ class Rota:
         self,
         journal: Journal,
         executing: Executing,
+        sampler: Sampler,
         *,
         between: Callable[[], None],
         stopping: Callable[[], bool],
@@ -50,11 +54,12 @@ class Rota:
         """`between` is called between two operations and while one stands still, `stopping` tells whether
         nothing more is to be begun, and `drop` lets go of a run that is another's by now, or over."""
         self.sessions: dict[str, Session] = {}
-        self.executing = executing
+        self.executing, self.sampler = executing, sampler
         self._journal, self._between, self._stopping = journal, between, stopping
         self._drop = drop
         self._turns = Turns()
-        self._looked_at, self._standing_still = 0.0, False
+        self._looked_at = self._looked_free_at = 0.0
+        self._standing_still = False
 
     def join(self, session: Session) -> None:
         """Another run is here."""
@@ -63,28 +68,32 @@ class Rota:
     def leave(self, run_id: str) -> Session | None:
         """The run is not here any more; its session, if it was."""
         self._turns.forget(run_id)
-        return self.sessions.pop(run_id, None)
+        session = self.sessions.pop(run_id, None)
+        if session is not None:
+            session.flights.abandon()
+        return session
 
     def serve(self, run_id: str, until: int = 0) -> bool:
         """Execute by turns until the run's entry `until` is done, or it has nothing left to do (0).
 
-        True when it was cut short, so that other messages are heard, and the run is to be rung for again.
-        Raises RedisError or OSError.
+        True when something is left to do, and the run is to be rung for again: it was cut short so that
+        other messages are heard, or samples are under way. Raises RedisError or OSError.
         """
         leave_at = time.monotonic() + STAY_S
         self._turns.wants(run_id)
+        self._looked_free_at = 0.0
         while self._goes_on(run_id, until):
             self._look(LOOK_S)
+            self._look_free()
             turn = self._turns.next()
-            if turn is None:
+            taken = None if turn is None else self._execute(turn)
+            self._work_between(alone=taken is None)
+            if taken is None and turn in (None, run_id) and not self.sampler.busy:
                 return False
-            taken = self._execute(turn)
-            self._between()
-            if taken is None and turn == run_id:
-                return False
-            if not until and len(self.sessions) > 1 and time.monotonic() > leave_at:
+            shared = len(self.sessions) > 1 or self.sampler.busy
+            if shared and (not until or self.sampler.busy) and time.monotonic() > leave_at:
                 return True
-        return False
+        return self.sampler.busy and not self._stopping()
 
     def pause(self) -> None:
         """An operation stands still between two of its micro-batches: a slice for the others.
@@ -93,7 +102,7 @@ class Rota:
         """
         if self._standing_still:
             return
-        self._between()
+        self._serve_samples()
         due = time.monotonic() - self._looked_at >= LOOK_S
         if self._stopping() or not due or not self._others():
             return
@@ -107,6 +116,63 @@ class Rota:
         finally:
             self._standing_still = False
 
+    # --- samples ------------------------------------------------------------------------------
+
+    def _serve_samples(self) -> None:
+        """While an operation stands still. Raises nothing, as `pause`."""
+        self._standing_still = True
+        try:
+            self._look_free()
+            self._work_between(alone=False)
+        except (RedisError, OSError) as error:
+            log.warning("samples could not be served meanwhile: %s", error)
+        finally:
+            self._standing_still = False
+
+    def _work_between(self, *, alone: bool) -> None:
+        """A share for the samples under way; `alone`: nothing else is there to do."""
+        self._between()
+        if not self.sampler.busy:
+            return
+        with self.executing.of(self.sampler.oldest or self.executing.now):
+            if alone:
+                self.sampler.step()
+            else:
+                self.sampler.share()
+        self._settle()
+
+    def _settle(self) -> None:
+        for run_id, session in list(self.sessions.items()):
+            if not session.flights.busy:
+                continue
+            if run_id == self.executing.now and session.flights.in_order:
+                continue
+            try:
+                session.settle()
+            except (Fenced, Closed) as error:
+                self._let_go(run_id, error)
+
+    def _look_free(self) -> None:
+        """Begins samples that have no place in their run's order."""
+        if time.monotonic() - self._looked_free_at < LOOK_FREE_S:
+            return
+        self._looked_free_at = time.monotonic()
+        run_ids = list(self.sessions)
+        for run_id, count in zip(run_ids, self._journal.count_free(run_ids), strict=True):
+            if not count:
+                continue
+            try:
+                self.sessions[run_id].admit_free()
+            except (Fenced, Closed) as error:
+                self._let_go(run_id, error)
+
+    def _let_go(self, run_id: str, error: Exception) -> None:
+        log.info("%s is let go of: %r", run_id, error)
+        if run_id == self.executing.now:
+            # Its operation stands still, and will see for itself.
+            return
+        self._drop(run_id)
+
     def _goes_on(self, run_id: str, until: int) -> bool:
         session = self.sessions.get(run_id)
         return session is not None and not self._stopping() and not session.has_done(until)
@@ -116,10 +182,9 @@ class Rota:
         session = self.sessions[run_id]
         try:
             with self.executing.of(run_id):
-                taken = session.work(linger=len(self.sessions) == 1)
+                taken = session.work(linger=len(self.sessions) == 1 and not self.sampler.busy)
         except (Fenced, Closed) as error:
-            log.info("%s is let go of: %r", run_id, error)
-            self._drop(run_id)
+            self._let_go(run_id, error)
             return None
         if taken is None:
             self._turns.rests(run_id)

@@ -1,66 +1,113 @@
-"""One sample operation: from its body to the answer's fields."""
+"""Samples under way on one worker: those of all its runs are one batch, fed and emptied between tokens.
+
+Imports no torch by itself: a worker says hello before it loads that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
 
-from workers.engine.sampler import Sample, SampleParams
-from workers.engine.trainer import Trainer
-from workers.text.tokenizer import Tokenizer
+from workers.session.errors import as_signal_error, leave_broken_device
 
+if TYPE_CHECKING:
+    from workers.engine.base import Base
+    from workers.engine.generation import Generator, Request, Ticket
 
-def run_sample(
-    trainer: Trainer,
-    tokenizer: Tokenizer,
-    body: dict[str, Any],
-    run_seed: int,
-    seq: int,
-    must_stop: Callable[[], bool],
-) -> dict[str, Any] | None:
-    """The answer without seq and timings; None when it was cancelled on the way.
+log = logging.getLogger(__name__)
 
-    Without a seed of its own a request draws from (run seed, seq), so a repeat of the whole run
-    draws the same.
-    """
-    params = SampleParams(
-        max_tokens=body["max_tokens"],
-        temperature=body["temperature"],
-        top_p=body["top_p"],
-        top_k=body["top_k"],
-        stop_strings=tuple(body["stop_strings"]),
-        stop_token_ids=tuple(body["stop_token_ids"]),
-        n=body["n"],
-    )
-    key = (run_seed, seq) if body["seed"] is None else (body["seed"], 0)
-    output = trainer.sample(body["prompts"], params, tokenizer, must_stop, key)
-    if output.cancelled:
-        return None
-    result: dict[str, Any] = {
-        "weights_step": trainer.step,
-        "samples": [[_wire(sample, body["logprobs"]) for sample in row] for row in output.samples],
-        "prompt_token_ids": body["prompts"],
-        "metrics": {"num_tokens": float(output.num_tokens)},
-    }
-    if body["n"] == 1:
-        result |= _flat([row[0] for row in output.samples], tokenizer, body["logprobs"])
-    return result
+CACHE_BYTES = 1 << 30
+# What sampling may take of the time while there are other operations to execute.
+SHARE = 0.25
 
 
-def _wire(sample: Sample, logprobs: bool) -> dict[str, Any]:
-    return {
-        "text": sample.text,
-        "token_ids": sample.token_ids,
-        "logprobs": sample.logprobs if logprobs else None,
-        "finish_reason": sample.finish_reason,
-    }
+class Owner(Protocol):
+    """Who is told that a ticket has ended."""
+
+    run_id: str
+
+    def landed(self, ticket: Ticket) -> None:
+        """The ticket has ended, well or not."""
+        ...
+
+    def attend(self) -> None:
+        """Between tokens: tell who watches, and look who gives up."""
+        ...
 
 
-def _flat(samples: list[Sample], tokenizer: Tokenizer, logprobs: bool) -> dict[str, Any]:
-    """The fields of the original API, which knew one sample per prompt."""
-    return {
-        "outputs": [sample.text for sample in samples],
-        "token_ids": [sample.token_ids for sample in samples],
-        "tokens": [tokenizer.token_strings(sample.token_ids) for sample in samples],
-        "logprobs": [sample.logprobs for sample in samples] if logprobs else None,
-    }
+class Sampler:
+    """The batch of a worker. One thread; requests of several runs at once."""
+
+    def __init__(self, cache_bytes: int = CACHE_BYTES) -> None:
+        """Keys and values take up to `cache_bytes`."""
+        self._cache_bytes = cache_bytes
+        self._base: Base | None = None
+        self._generator: Generator | None = None
+        self._owners: dict[Ticket, Owner] = {}
+        self._rested_at = time.monotonic()
+
+    def use(self, base: Base) -> None:
+        """Sample on this base from now on; nothing is under way on another."""
+        from workers.engine.generation import Generator
+
+        if base is not self._base:
+            self._base, self._generator = base, Generator(base, cache_bytes=self._cache_bytes)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._owners)
+
+    @property
+    def oldest(self) -> str:
+        """The run whose sample has been under way for longest; "" when there is none."""
+        return next(iter(self._owners.values())).run_id if self._owners else ""
+
+    def submit(self, owner: Owner, request: Request) -> Ticket:
+        """Begin a request. Raises SignalError that names the field."""
+        assert self._generator is not None
+        ticket = self._generator.submit(request)
+        self._owners[ticket] = owner
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request with what it has got; its owner is not told."""
+        if self._owners.pop(ticket, None) is not None and self._generator is not None:
+            self._generator.cancel(ticket)
+
+    def step(self) -> None:
+        """One token for every sample under way."""
+        if not self._owners or self._base is None or self._generator is None:
+            return
+        ended = self._stepped(self._base, self._generator)
+        for ticket in ended:
+            owner = self._owners.pop(ticket, None)
+            if owner is not None:
+                owner.landed(ticket)
+        for owner in {id(owner): owner for owner in self._owners.values()}.values():
+            owner.attend()
+
+    def _stepped(self, base: Base, generator: Generator) -> list[Ticket]:
+        """The tickets that ended; all of them where the batch itself is broken."""
+        try:
+            with base.set_aside():
+                return generator.step()
+        except Exception as error:
+            log.exception("the batch failed")
+            leave_broken_device(error)
+            self._base = self._generator = None
+            self.use(base)
+            for ticket in self._owners:
+                ticket.fail(as_signal_error(error))
+            return list(self._owners)
+
+    def share(self) -> None:
+        """A token at least, and so many that sampling has had its share of the time since the last call."""
+        begun = time.monotonic()
+        until = begun + SHARE * (begun - self._rested_at)
+        while self._owners:
+            self.step()
+            if time.monotonic() >= until:
+                break
+        self._rested_at = time.monotonic()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from workers.failpoints import hit
 from workers.queue.journal import Behind, Closed, Held, Journal, Missing
 from workers.queue.records import Outcome, Past, Taken
 from workers.session.events import OperationEvents
+from workers.session.flights import Flight, Flights
 from workers.session.primitives import Abandoned, Primitives
 from workers.session.recent import Commit, Recent
+from workers.session.sampling import Sampler
 from workers.session.snapshots import Snapshots
 from workers.session.snapshotting import Copied, Snapshotter
 from workers.session.training import make_trainer
+from workers.session.weights import Sources
 from workers.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class Worker:
     beat: Callable[[], None]
     stopping: Callable[[], bool]
     pause: Callable[[], None] = lambda: None
+    sampler: Sampler = field(default_factory=Sampler)
 
 
 class Session:
@@ -95,6 +99,17 @@ class Session:
             (self.fingerprint_id, self.fingerprint),
         )
         self.primitives.extra_state = self._recovery
+        worker.sampler.use(base)
+        self.flights = Flights(
+            journal,
+            (run_id, epoch),
+            worker.sampler,
+            Sources(self.trainer, journal.storage),
+            self.primitives.tokenizer,
+            config["seed"],
+            self.primitives.sampled,
+            self.primitives.failed,
+        )
         # With one message for many operations, a worker that has just finished one listens a moment
         # for the next: a loop that waits for each result then costs no message at all.
         self.linger_s = LINGER_S if journal.settings.doorbell == "coalesced" else 0.0
@@ -130,7 +145,7 @@ class Session:
         self.worker.pause()
         body = self.journal.body(past.body_ref, past.body)
         taken = _as_taken(self.run_id, past, body)
-        return self.primitives.execute(taken, lambda: False, past.record.get("plan"))
+        return self.primitives.execute(taken, past.record.get("plan"))
 
     def clear(self) -> None:
         """Discard the accumulated gradients."""
@@ -148,8 +163,14 @@ class Session:
     def drain(self, until: int = 0) -> None:
         """Apply eligible entries in order, up to the entry `until`, or all of them (0), as `work` does."""
         self._commit_pending()
-        while not self.has_done(until) and self.work() is not None:
-            pass
+        while not self.has_done(until):
+            self.admit_free()
+            if self.work() is not None:
+                continue
+            if not self.worker.sampler.busy or self.worker.stopping():
+                return
+            self.worker.sampler.step()
+            self.settle()
 
     def has_done(self, number: int) -> bool:
         """Whether the entry was applied. A message per operation stops at its own entry, so that messages
@@ -157,22 +178,25 @@ class Session:
         return number in self._done
 
     def work(self, *, linger: bool = True) -> Taken | None:
-        """Apply the next eligible entry: which it was, or None when there is none or the worker stops.
+        """Apply the next eligible entry, or begin it where it is a sample: which it was, or None when there
+        is none, it must wait for samples before it, or the worker stops.
 
         `linger`: wait a moment for one to come, where that saves a message. Raises Fenced, Closed, or a
         RedisError on reading.
         """
         self._commit_pending()
+        self._land()
         if self.worker.stopping() or (taken := self._next(linger)) is None:
             return None
         hit("received", taken.kind)
         self._note_skipped(taken)
         self.worker.events.started(taken)
         self.worker.beat()
-        try:
-            outcome = self.primitives.execute(taken, self._stop_check(taken))
-        except Abandoned:
-            return None
+        if taken.kind == "sample":
+            self.flights.begin(taken)
+            self._land()
+            return taken
+        outcome = self.primitives.execute(taken)
         hit("applied", taken.kind)
         self._pending = Pending(taken, outcome)
         self._commit_pending()
@@ -181,13 +205,76 @@ class Session:
             self.snapshots.begin(self._copy())
         return taken
 
+    # --- samples ------------------------------------------------------------------------------
+
+    def admit_free(self) -> None:
+        """Begin samples that have no place in the order. Raises Fenced, Closed or a RedisError."""
+        try:
+            for taken in self.journal.take_free(self.run_id, self.epoch, self.flights.room):
+                self.worker.events.started(taken)
+                self.flights.begin(taken)
+        except (Held, Missing):
+            return
+
+    def settle(self) -> None:
+        """Commit the samples that have ended. Raises Fenced, Closed or a RedisError: then what is left is
+        committed by the next call."""
+        for flight in self.flights.ended_free():
+            try:
+                self._commit_free(flight)
+            except Missing:
+                # Its journal is gone, and with it whoever could ask for it.
+                self._mend()
+        self._commit_pending()
+        self._land()
+
+    def _commit_free(self, flight: Flight) -> None:
+        taken, outcome = flight.taken, flight.outcome
+        assert outcome is not None
+        if flight.stored is None:
+            try:
+                flight.stored = self.journal.store_result(self.run_id, outcome)
+            except SignalError as error:
+                outcome = flight.outcome = Outcome("failed", error=error.to_dict())
+                flight.stored = (b"", "")
+        hit("committing", taken.kind)
+        self.journal.commit_free(self.run_id, self.epoch, taken, outcome, flight.stored)
+        hit("committed", taken.kind)
+        self.flights.free.pop(taken.number, None)
+        self._note_done(taken.number)
+        self.worker.events.finished(taken, outcome)
+
+    def _land(self) -> None:
+        """Commit samples in order, as far as they have ended."""
+        waiting = self.flights.in_order
+        while waiting and waiting[0].outcome is not None:
+            flight: Flight = waiting.popleft()
+            assert flight.outcome is not None
+            hit("applied", flight.taken.kind)
+            # Whoever cancelled it knew nothing of the session.
+            outcome = replace(flight.outcome, state=self.primitives.state())
+            self._pending = Pending(flight.taken, outcome)
+            self._commit_pending()
+
     def _next(self, linger: bool) -> Taken | None:
+        if self.flights.in_order:
+            return self._next_in_flight()
         try:
             return self._listen_for_next() if linger and self.linger_s else self._take()
         except Held:
             return None
         except Missing:
             self._mend()
+            return None
+
+    def _next_in_flight(self) -> Taken | None:
+        """Only another sample may begin while some are under way: it sees the same weights."""
+        if not self.flights.room:
+            return None
+        last = self.flights.in_order[-1].taken
+        try:
+            return self.journal.take_ahead(self.run_id, self.epoch, last.seq + 1)
+        except (Held, Missing):
             return None
 
     def _take(self, *, listening: bool = False) -> Taken | None:
@@ -204,6 +291,8 @@ class Session:
 
     def _note_skipped(self, taken: Taken) -> None:
         """Entries that ended before their turn belong to what is known of the past."""
+        if self.flights.in_order:
+            return
         if taken.seq > self.applied + 1:
             for past in self.journal.past(self.run_id, self.applied, taken.seq - 1):
                 self.recent.add(Commit(past, {}))
@@ -259,7 +348,10 @@ class Session:
         past = _as_past(taken, pending.outcome, stored)
         self.recent.add(Commit(past, pending.outcome.data))
         self.snapshots.count(len(past.body) + len(past.result))
-        self._done[taken.number] = None
+        self._note_done(taken.number)
+
+    def _note_done(self, number: int) -> None:
+        self._done[number] = None
         if len(self._done) > DONE_KEPT:
             del self._done[next(iter(self._done))]
 
@@ -268,6 +360,8 @@ class Session:
 
         May raise a RedisError; then the next doorbell tries again.
         """
+        # What waited in the lost journal has ended there.
+        self.flights.abandon()
         if self._pending is not None:
             self._pending.stored = self._pending.stored or (b"", "")
             self._committed(self._pending)
@@ -289,26 +383,6 @@ class Session:
             self.run_id, self.epoch, self.device, self.fingerprint, state=self.primitives.state()
         )
         self.snapshots.tell_again()
-
-    def _stop_check(self, taken: Taken) -> Callable[[], bool]:
-        """Looks at the journal at most twenty times a second; a Redis that is away stops nothing."""
-        last = [time.monotonic(), False]
-
-        def must_stop() -> bool:
-            now = time.monotonic()
-            self.worker.beat()
-            if self.worker.stopping():
-                raise Abandoned
-            self.worker.pause()
-            if now - last[0] >= 0.05 and not last[1]:
-                last[0] = now
-                try:
-                    last[1] = bool(self.journal.stops(self.run_id, self.epoch, [taken.number]))
-                except (RedisError, OSError) as error:
-                    log.warning("cannot look whether seq %d is cancelled: %s", taken.seq, error)
-            return bool(last[1])
-
-        return must_stop
 
     # --- snapshots ----------------------------------------------------------------------------
 
@@ -345,6 +419,7 @@ class Session:
 
     def close(self) -> None:
         """Leave the run to its next worker: with a last snapshot, if the journal is not closed."""
+        self.flights.abandon()
         try:
             self._commit_pending()
             self.snapshot_now()

@@ -158,6 +158,7 @@ class Snapshotter:
     def _tidy(self) -> None:
         """Seal behind the second-newest snapshot and drop what the policy does not keep."""
         settings, infos = self._settings, self._snapshots.infos()
+        self._journal.prune_free(self._run_id)
         if len(infos) > 1:
             hit("journal.sealing")
             base = self._journal.seal(self._run_id, self._epoch, infos[1].seq)

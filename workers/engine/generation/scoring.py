@@ -20,7 +20,7 @@ def score(base: Base, request: Request) -> list[PromptScores]:
 
     Raises SignalError non_finite and out_of_memory with the prompt's name.
     """
-    most = 1 if request.deterministic else base.budget.tokens(False)
+    most = 1 if request.deterministic else base.new_budget().tokens(False)
     found: list[PromptScores] = [PromptScores([None])] * len(request.prompts)
     with base.activated(request.weights):
         for numbers in _batches(request.prompts, most):
