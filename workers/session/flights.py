@@ -101,6 +101,8 @@ class Flights:
         """See Owner.landed."""
         flight = self._by_ticket.pop(ticket)
         taken = flight.taken
+        # Before its end can be seen.
+        self._try(self._tell)
         try:
             if ticket.error is not None:
                 raise ticket.error
@@ -114,22 +116,16 @@ class Flights:
     def attend(self) -> None:
         """See Owner.attend. A Redis that is away stops nothing."""
         now = time.monotonic()
-        try:
-            if now - self._told_at >= _TELL_S:
-                self._told_at = now
-                self._tell()
-            if now - self._looked_at >= _LOOK_S:
-                self._looked_at = now
-                self._look()
-        except (RedisError, OSError) as error:
-            log.warning("%s: nobody can be told of tokens: %s", self.run_id, error)
+        if now - self._told_at >= _TELL_S:
+            self._told_at = now
+            self._try(self._tell)
+        if now - self._looked_at >= _LOOK_S:
+            self._looked_at = now
+            self._try(self._look)
 
     def ended_free(self) -> list[Flight]:
         """Those without a place in the order that have ended and are not committed."""
-        ended = [flight for flight in self.free.values() if flight.outcome is not None]
-        if ended:
-            self._tell()
-        return ended
+        return [flight for flight in self.free.values() if flight.outcome is not None]
 
     def abandon(self) -> None:
         """Leave all to the next worker."""
@@ -189,10 +185,15 @@ class Flights:
 
     def _announce(self, flight: Flight) -> None:
         if flight.body.get("stream"):
-            try:
-                tokens.begin(self._journal.redis, self.run_id, flight.taken.number)
-            except RedisError as error:
-                log.warning("%s: nobody can be told of tokens: %s", self.run_id, error)
+            number = flight.taken.number
+            self._try(lambda: tokens.begin(self._journal.redis, self.run_id, number))
+
+    def _try(self, what: Callable[[], None]) -> None:
+        """Who watches is told if that is possible; a sample does not end for it."""
+        try:
+            what()
+        except (RedisError, OSError) as error:
+            log.warning("%s: the watchers of samples cannot be reached: %s", self.run_id, error)
 
     def _tell(self) -> None:
         for flight in (*self.in_order, *self.free.values()):
