@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.base import Base
-from workers.engine.choose import Choice, Settings, choose_rows
+from workers.engine.choose import Choice, Likeliest, Settings, choose_rows
 from workers.engine.generation.admission import Admission
 from workers.engine.generation.lane import Lane
 from workers.engine.generation.request import Request, check
@@ -125,7 +125,7 @@ class Generator:
     def _yield_half(self, lane: Lane) -> None:
         """Take the newest rows of a lane out, to be continued later; a last one fails, and so do those whose
         bits depend on who steps with them."""
-        rows = sorted(lane.rows, key=lambda row: (row.ticket.number, row.number))
+        rows = sorted(lane.rows, key=lambda row: row.order)
         half = len(rows) // 2
         for row in rows[half:]:
             if half and not row.ticket.request.deterministic:
@@ -187,20 +187,23 @@ class Generator:
 
     def _deliver(self, rows: Sequence[Row], made: Choice) -> None:
         ids, logprobs = made.ids.tolist(), made.logprobs.tolist()
-        for number, (row, token, logprob) in enumerate(zip(rows, ids, logprobs, strict=True)):
-            if not row.alive:
-                continue
-            if not math.isfinite(logprob):
-                message = "The model's logits are not finite; nothing was changed."
-                self._fail(row.ticket, SignalError("non_finite", message))
-                continue
-            try:
-                row.add(token, logprob, made.top.get(number))
-            except Exception as error:
-                # A listener's or a tokenizer's: it must not end the requests beside it.
-                message = f"A token could not be handed over: {type(error).__name__}: {error}"
-                self._fail(row.ticket, SignalError("operation_failed", message))
-            self._finish_complete(row.ticket)
+        # Who listens hears rows in their order, wherever they lie.
+        for at in sorted(range(len(rows)), key=lambda at: rows[at].order):
+            if rows[at].alive:
+                self._hand_over(rows[at], ids[at], logprobs[at], made.top.get(at))
+
+    def _hand_over(self, row: Row, token: int, logprob: float, top: Likeliest | None) -> None:
+        if not math.isfinite(logprob):
+            message = "The model's logits are not finite; nothing was changed."
+            self._fail(row.ticket, SignalError("non_finite", message))
+            return
+        try:
+            row.add(token, logprob, top)
+        except Exception as error:
+            # A listener's or a tokenizer's: it must not end the requests beside it.
+            message = f"A token could not be handed over: {type(error).__name__}: {error}"
+            self._fail(row.ticket, SignalError("operation_failed", message))
+        self._finish_complete(row.ticket)
 
     def _fail(self, ticket: Ticket, error: SignalError) -> None:
         if not ticket.done:
