@@ -2,7 +2,9 @@
 
 CPU seconds of one thread in one process, variants in turn so that a busy machine slows all of them; medians.
 Batches: 16 prompts, 64 tokens each; 16 samples of one long prompt; 64 requests of 8 to 128 tokens that arrive
-over time, by a clock that only work and waiting move; and one iteration of reinforcement learning. Prints a table to stderr and JSON to stdout.
+over time, by a clock that only work and waiting move; and one iteration of reinforcement learning. Prints a
+table to stderr and JSON to stdout.
+
 """
 
 from __future__ import annotations
