@@ -77,10 +77,22 @@ class Generator:
                 self._score()
                 for lane, new in self._admission.admitted():
                     self._advance(lane, new)
+        except BaseException:
+            self._restart()
+            raise
         finally:
             self._stepping = False
             self._sweep()
         return self._ended
+
+    def _restart(self) -> None:
+        """A step broke off somewhere: whoever was sampled begins anew behind what he has got, except that
+        bits which must not depend on it are given up."""
+        for row in self._admission.unseated():
+            if row.ticket.request.deterministic:
+                self._fail(row.ticket, SignalError("operation_failed"))
+            else:
+                self._admission.put_back(row)
 
     def _sweep(self) -> None:
         self._admission.sweep()
@@ -104,6 +116,7 @@ class Generator:
             parts += self._taken_in(lane, list(new))
         rows = list(lane.rows)
         if rows:
+            parts = [part for part in parts if len(part)]
             self._sample(lane, rows, torch.cat(parts) if len(parts) > 1 else parts[0])
         lane.keep([row for row in rows if row.alive])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.unit.engine.generation.support import (
 )
 from tests.unit.engine.support import make_rows, make_trainer, same, state
 from workers.engine.adamw import AdamWSettings
-from workers.engine.base import Base
+from workers.engine.base import Base, load_base
 from workers.engine.generation import Request
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.parameters import Weights
@@ -109,6 +110,27 @@ def test_training_between_steps_changes_nothing_for_a_ticket_in_flight(base: Bas
     assert same(state(trained), state(untouched))
     later = alone(base, ask(weights=trained.adapter))
     assert ids_of(later) != ids_of(expected)
+
+
+def test_a_run_of_all_parameters_goes_on_while_its_ticket_is_sampled(tiny: Path) -> None:
+    def fresh() -> Trainer:
+        base = load_base(tiny, dtype="float32", threads=1, own=False)
+        return Trainer(base, LoraSpec(r=0), AdamWSettings(1e-2))
+
+    trained, untouched = fresh(), fresh()
+    rows = make_rows((9, 14), seed=5)
+    expected = alone(untouched.base, ask(weights=untouched.adapter))
+    generator = generator_of(trained.base)
+    ticket = generator.submit(ask(weights=trained.adapter.frozen()))
+    while not ticket.done:
+        generator.step()
+        trained.forward_backward(rows, "cross_entropy", {})
+        trained.optim_step()
+    assert ticket.output == expected
+    for _ in range(trained.step):
+        untouched.forward_backward(rows, "cross_entropy", {})
+        untouched.optim_step()
+    assert same(state(trained), state(untouched))
 
 
 @pytest.mark.parametrize("kind", [0, 3])

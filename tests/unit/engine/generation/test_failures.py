@@ -11,7 +11,6 @@ import torch
 from schemas.errors import SignalError
 from tests.unit.engine.generation.support import (
     PROMPTS,
-    NoText,
     alone,
     ask,
     finish,
@@ -133,8 +132,17 @@ def test_a_base_that_was_taken_over_is_no_bare_base(
 def test_an_error_of_the_engine_itself_is_not_hidden(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    requests = [ask(n=2), ask(key=(1, 0), deterministic=True), ask(key=(2, 0))]
+    expected = [alone(base, request) for request in requests]
     generator = generator_of(base)
-    generator.submit(ask(tokenizer=NoText()))
-    monkeypatch.setattr(torch, "searchsorted", lambda *args, **options: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        generator.step()
+    tickets = [generator.submit(request) for request in requests]
+    generator.step()
+    joining = generator.submit(ask())
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "searchsorted", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            generator.step()
+    # What can go on goes on.
+    assert tickets[1].error is not None and tickets[1].error.code == "operation_failed"
+    found = finish(generator, tickets[0], tickets[2], joining)
+    assert ids_of(found[0]) == ids_of(expected[0]) and ids_of(found[1]) == ids_of(expected[2])
