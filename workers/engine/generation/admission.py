@@ -40,6 +40,10 @@ class Admission:
         shared: list[Lane] = [] if self._shared is None else [self._shared]
         return shared + [lane for lane, _ in self._private]
 
+    def is_shared(self, lane: Lane) -> bool:
+        """Whether rows of several requests are in a lane."""
+        return lane is self._shared
+
     def join(self, ticket: Ticket) -> None:
         """Put a ticket into its place in the queue, unless it is there."""
         if ticket not in self._at_work:

@@ -76,7 +76,7 @@ class Generator:
             with torch.no_grad():
                 self._score()
                 for lane, new in self._admission.admitted():
-                    self._advance(lane, new)
+                    self._advance_or_fail(lane, new)
         except BaseException:
             self._restart()
             raise
@@ -105,9 +105,21 @@ class Generator:
             return
         try:
             ticket.scores = score(self._base, ticket.request)
-        except SignalError as error:
-            self._fail(ticket, error)
+        except Exception as error:
+            self._fail(ticket, _of_one(error))
         self._finish_complete(ticket)
+
+    def _advance_or_fail(self, lane: Lane, new: Sequence[Row]) -> None:
+        """One token for each row of a lane; an error in the lane of one request is that request's."""
+        new = [row for row in new if row.alive]
+        tickets = {row.ticket for row in (*lane.rows, *new)}
+        try:
+            self._advance(lane, new)
+        except Exception as error:
+            if self._admission.is_shared(lane):
+                raise
+            for ticket in tickets:
+                self._fail(ticket, _of_one(error))
 
     def _advance(self, lane: Lane, new: Sequence[Row]) -> None:
         """One token for each row of a lane and for the new ones."""
@@ -181,7 +193,7 @@ class Generator:
             made = None
         if made is not None:
             self._deliver(rows, made)
-        elif len(rows) == 1:
+        elif len(rows) == 1 or rows[0].ticket.request.deterministic:
             self._fail(rows[0].ticket, SignalError("out_of_memory"))
         else:
             half = len(rows) // 2
@@ -214,8 +226,7 @@ class Generator:
             row.add(token, logprob, top)
         except Exception as error:
             # A listener's or a tokenizer's: it must not end the requests beside it.
-            message = f"A token could not be handed over: {type(error).__name__}: {error}"
-            self._fail(row.ticket, SignalError("operation_failed", message))
+            self._fail(row.ticket, _of_one(error))
         self._finish_complete(row.ticket)
 
     def _fail(self, ticket: Ticket, error: SignalError) -> None:
@@ -227,3 +238,11 @@ class Generator:
         if not ticket.done and ticket.complete:
             ticket.finish()
             self._ended.append(ticket)
+
+
+def _of_one(error: Exception) -> SignalError:
+    """What a request's own error is to who asked for it."""
+    if isinstance(error, SignalError):
+        return error
+    message = f"The request failed and ended: {type(error).__name__}: {error}"
+    return SignalError("operation_failed", message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from tests.unit.engine.generation.support import (
 )
 from tests.unit.engine.support import make_trainer
 from workers.engine.base import Base
-from workers.engine.generation import Ticket
+from workers.engine.generation import Ticket, scoring
+from workers.engine.generation.lane import SlabLane
+from workers.engine.generation.ticket import Row
 
 
 def _broken(base: Base, name: str) -> Any:
@@ -146,3 +149,33 @@ def test_an_error_of_the_engine_itself_is_not_hidden(
     assert tickets[1].error is not None and tickets[1].error.code == "operation_failed"
     found = finish(generator, tickets[0], tickets[2], joining)
     assert ids_of(found[0]) == ids_of(expected[0]) and ids_of(found[1]) == ids_of(expected[2])
+
+
+def test_an_error_of_a_lane_of_its_own_ends_its_request(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = SlabLane.keep
+
+    def broken(self: SlabLane, rows: Sequence[Row]) -> None:
+        if any(row.ticket.request.deterministic for row in rows):
+            raise ZeroDivisionError("broken")
+        keep(self, rows)
+
+    generator = generator_of(base)
+    bad, good = generator.submit(ask(deterministic=True)), generator.submit(ask())
+    with monkeypatch.context() as patched:
+        patched.setattr(SlabLane, "keep", broken)
+        assert generator.step() == [bad]
+    assert bad.error is not None and bad.error.code == "operation_failed"
+    assert ids_of(finish(generator, good)[0]) == ids_of(alone(base, ask()))
+
+
+def test_an_error_while_scoring_ends_its_request(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "token_stats", lambda *args, **options: 1 / 0)
+    generator = generator_of(base)
+    bad, good = generator.submit(ask(prompt_logprobs=True)), generator.submit(ask())
+    assert generator.step() == [bad]
+    assert bad.error is not None and bad.error.code == "operation_failed"
+    finish(generator, good)
