@@ -116,7 +116,7 @@ class Block:
         """Placed queries, keys and values [N, heads, size] of `x` [N, H]."""
         a = kernels.rms_norm(x, self.gains[0], self.eps)[0]
         shape = (len(x), -1, self.head_size)
-        q, k, v = (linear(a, layer, spans).reshape(shape) for layer in self.linears[:3])
+        q, k, v = (linear(a, layer, spans).contiguous().view(shape) for layer in self.linears[:3])
         q, k, _ = self._placed(q, k, cos, sin)
         return q, k, v
 

@@ -272,7 +272,7 @@ def _store(fresh: Sequence[Fresh], cache: Slab, layer: int, k: Tensor, v: Tensor
     at = 0
     for one in fresh:
         slots, end = slice(one.first, one.last), at + len(one.tokens)
-        if one.shared:
+        if one.shared and (one.first, one.last) != (one.source, one.source + 1):
             cache.share(layer, one.source, slots, one.shared)
         keys, values = k[at:end].transpose(0, 1), v[at:end].transpose(0, 1)
         cache.write(layer, slots, one.shared, keys, values)

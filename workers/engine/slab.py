@@ -58,6 +58,9 @@ class Slab:
         if length > capacity:
             wanted = -(-max(length, capacity * 3 // 2) // _STEP) * _STEP
             capacity = max(length, min(wanted, longest))
+        elif slots * capacity > room:
+            # A longer row was here before.
+            capacity = max(length, room // slots)
         roomy = max(slots, min(self.slots * 3 // 2, room // capacity))
         self._resize(roomy if slots > self.slots else min(self.slots, roomy), capacity)
 

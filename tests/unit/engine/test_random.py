@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workers.engine.random import philox, uniform
+from workers.engine.random import philox, uniform, uniforms
 
 
 def test_philox_gives_the_published_vectors() -> None:
@@ -38,3 +38,10 @@ def test_numbers_are_uniform() -> None:
     counts = np.histogram(numbers, 20, (0, 1))[0]
     # 19 degrees of freedom: 43.8 is exceeded once in a thousand keys.
     assert ((counts - 1000) ** 2 / 1000).sum() < 43.8
+
+
+def test_rows_of_several_keys_get_the_numbers_of_each() -> None:
+    keys = [(3, 5), (-1, 2**40), (2**63, 0)]
+    rows, tokens = np.array([4, 0, 2**33], np.int64), np.array([0, 7, 2**20], np.int64)
+    for at, number in enumerate(uniforms(keys, rows, tokens)):
+        assert number == uniform(keys[at], rows[at : at + 1], int(tokens[at]))[0]

@@ -29,6 +29,8 @@ class Admission:
         # With the room that each has taken for good.
         self._private: list[tuple[Lane, int]] = []
         self.queue: list[Ticket] = []
+        # All that have not ended.
+        self._at_work: list[Ticket] = []
         # The rows that were active when memory ran out: none joins before there are fewer.
         self._stalled: int | None = None
 
@@ -38,8 +40,14 @@ class Admission:
         shared: list[Lane] = [] if self._shared is None else [self._shared]
         return shared + [lane for lane, _ in self._private]
 
+    def is_shared(self, lane: Lane) -> bool:
+        """Whether rows of several requests are in a lane."""
+        return lane is self._shared
+
     def join(self, ticket: Ticket) -> None:
         """Put a ticket into its place in the queue, unless it is there."""
+        if ticket not in self._at_work:
+            self._at_work.append(ticket)
         if ticket not in self.queue:
             self.queue.append(ticket)
             self.queue.sort(key=lambda one: one.number)
@@ -48,6 +56,15 @@ class Admission:
         """Let a row wait, before others of its ticket."""
         row.ticket.waiting.appendleft(row)
         self.join(row.ticket)
+
+    def unseated(self) -> list[Row]:
+        """Empty all lanes; the rows that are neither there any more nor wait, the first ones last."""
+        for lane in self.lanes:
+            lane.keep([])
+        waiting = {id(row) for ticket in self.queue for row in ticket.waiting}
+        rows = [row for ticket in self._at_work for row in ticket.rows]
+        left = [row for row in rows if row.alive and id(row) not in waiting]
+        return sorted(left, key=lambda row: row.order, reverse=True)
 
     def stall(self, joining: int = 0) -> None:
         """Memory ran out: whoever waits waits until a row has left, of those that are active and are
@@ -60,6 +77,7 @@ class Admission:
             if not all(row.alive for row in lane.rows):
                 lane.keep([row for row in lane.rows if row.alive])
         self._private = [(lane, room) for lane, room in self._private if lane.rows]
+        self._at_work = [ticket for ticket in self._at_work if not ticket.done]
         self.queue = [one for one in self.queue if not one.done and (one.waiting or one.unscored)]
 
     def number(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.base import Base
-from workers.engine.choose import Choice, Settings, choose_rows
+from workers.engine.choose import Choice, Likeliest, Settings, choose_rows
 from workers.engine.generation.admission import Admission
 from workers.engine.generation.lane import Lane
 from workers.engine.generation.request import Request, check
@@ -76,11 +76,23 @@ class Generator:
             with torch.no_grad():
                 self._score()
                 for lane, new in self._admission.admitted():
-                    self._advance(lane, new)
+                    self._advance_or_fail(lane, new)
+        except BaseException:
+            self._restart()
+            raise
         finally:
             self._stepping = False
             self._sweep()
         return self._ended
+
+    def _restart(self) -> None:
+        """A step broke off somewhere: whoever was sampled begins anew behind what he has got, except that
+        bits which must not depend on it are given up."""
+        for row in self._admission.unseated():
+            if row.ticket.request.deterministic:
+                self._fail(row.ticket, SignalError("operation_failed"))
+            else:
+                self._admission.put_back(row)
 
     def _sweep(self) -> None:
         self._admission.sweep()
@@ -93,9 +105,21 @@ class Generator:
             return
         try:
             ticket.scores = score(self._base, ticket.request)
-        except SignalError as error:
-            self._fail(ticket, error)
+        except Exception as error:
+            self._fail(ticket, _of_one(error))
         self._finish_complete(ticket)
+
+    def _advance_or_fail(self, lane: Lane, new: Sequence[Row]) -> None:
+        """One token for each row of a lane; an error in the lane of one request is that request's."""
+        new = [row for row in new if row.alive]
+        tickets = {row.ticket for row in (*lane.rows, *new)}
+        try:
+            self._advance(lane, new)
+        except Exception as error:
+            if self._admission.is_shared(lane):
+                raise
+            for ticket in tickets:
+                self._fail(ticket, _of_one(error))
 
     def _advance(self, lane: Lane, new: Sequence[Row]) -> None:
         """One token for each row of a lane and for the new ones."""
@@ -104,6 +128,7 @@ class Generator:
             parts += self._taken_in(lane, list(new))
         rows = list(lane.rows)
         if rows:
+            parts = [part for part in parts if len(part)]
             self._sample(lane, rows, torch.cat(parts) if len(parts) > 1 else parts[0])
         lane.keep([row for row in rows if row.alive])
 
@@ -125,7 +150,7 @@ class Generator:
     def _yield_half(self, lane: Lane) -> None:
         """Take the newest rows of a lane out, to be continued later; a last one fails, and so do those whose
         bits depend on who steps with them."""
-        rows = sorted(lane.rows, key=lambda row: (row.ticket.number, row.number))
+        rows = sorted(lane.rows, key=lambda row: row.order)
         half = len(rows) // 2
         for row in rows[half:]:
             if half and not row.ticket.request.deterministic:
@@ -168,7 +193,7 @@ class Generator:
             made = None
         if made is not None:
             self._deliver(rows, made)
-        elif len(rows) == 1:
+        elif len(rows) == 1 or rows[0].ticket.request.deterministic:
             self._fail(rows[0].ticket, SignalError("out_of_memory"))
         else:
             half = len(rows) // 2
@@ -187,20 +212,22 @@ class Generator:
 
     def _deliver(self, rows: Sequence[Row], made: Choice) -> None:
         ids, logprobs = made.ids.tolist(), made.logprobs.tolist()
-        for number, (row, token, logprob) in enumerate(zip(rows, ids, logprobs, strict=True)):
-            if not row.alive:
-                continue
-            if not math.isfinite(logprob):
-                message = "The model's logits are not finite; nothing was changed."
-                self._fail(row.ticket, SignalError("non_finite", message))
-                continue
-            try:
-                row.add(token, logprob, made.top.get(number))
-            except Exception as error:
-                # A listener's or a tokenizer's: it must not end the requests beside it.
-                message = f"A token could not be handed over: {type(error).__name__}: {error}"
-                self._fail(row.ticket, SignalError("operation_failed", message))
-            self._finish_complete(row.ticket)
+        # Who listens hears rows in their order, wherever they lie.
+        for at in sorted(range(len(rows)), key=lambda at: rows[at].order):
+            if rows[at].alive:
+                self._hand_over(rows[at], ids[at], logprobs[at], made.top.get(at))
+
+    def _hand_over(self, row: Row, token: int, logprob: float, top: Likeliest | None) -> None:
+        if not math.isfinite(logprob):
+            message = "The model's logits are not finite; nothing was changed."
+            self._fail(row.ticket, SignalError("non_finite", message))
+            return
+        try:
+            row.add(token, logprob, top)
+        except Exception as error:
+            # A listener's or a tokenizer's: it must not end the requests beside it.
+            self._fail(row.ticket, _of_one(error))
+        self._finish_complete(row.ticket)
 
     def _fail(self, ticket: Ticket, error: SignalError) -> None:
         if not ticket.done:
@@ -211,3 +238,11 @@ class Generator:
         if not ticket.done and ticket.complete:
             ticket.finish()
             self._ended.append(ticket)
+
+
+def _of_one(error: Exception) -> SignalError:
+    """What a request's own error is to who asked for it."""
+    if isinstance(error, SignalError):
+        return error
+    message = f"The request failed and ended: {type(error).__name__}: {error}"
+    return SignalError("operation_failed", message)

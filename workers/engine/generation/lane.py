@@ -69,7 +69,7 @@ class SlabLane:
         """See Lane.admit."""
         rows = ordered(new)
         lengths = [len(row.tokens) for row in rows]
-        self._reserve([*self.rows, *rows], max(lengths) + 1)
+        self._reserve([*self.rows, *rows], max([*lengths, *self._slab.lengths]) + 1)
         hidden = prefill(self._decoder, self._slab, self.rows, rows)
         self.rows += rows
         self._slab.lengths += lengths

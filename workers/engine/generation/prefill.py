@@ -35,11 +35,14 @@ def prefill(decoder: Llama, slab: Slab, active: Sequence[Row], new: Sequence[Row
     state of the last token of each [N, H]. The slab has room for them and does not count them yet."""
     sequences = _distinct(new, len(active))
     begins, rest = _shared(sequences, slab, active)
-    for part in _passes(begins):
+    for part in _passes([piece for one in begins for piece in _pieces(one)]):
         decoder.fill(part, slab)
-    hidden = torch.cat([decoder.fill(part, slab) for part in _passes(rest)])
+    pieces = [_pieces(one) for one in rest]
+    passes = _passes([piece for one in pieces for piece in one])
+    hidden = torch.cat([decoder.fill(part, slab) for part in passes])
+    ends = torch.tensor([len(one) for one in pieces], device=hidden.device).cumsum(0) - 1
     counts = torch.tensor([one.last - one.first for one in rest], device=hidden.device)
-    return hidden.repeat_interleave(counts, 0)
+    return hidden[ends].repeat_interleave(counts, 0)
 
 
 def _distinct(rows: Sequence[Row], slot: int) -> list[Fresh]:
@@ -115,6 +118,16 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 
 def _behind(one: Fresh, source: int, shared: int) -> Fresh:
     return one._replace(tokens=one.tokens[shared:], source=source, shared=shared)
+
+
+def _pieces(one: Fresh) -> list[Fresh]:
+    """A sequence too long for one pass, piece behind piece; all but the last fill the first slot alone."""
+    pieces = []
+    while len(one.tokens) > MOST_TOKENS:
+        pieces.append(one._replace(tokens=one.tokens[:MOST_TOKENS], last=one.first + 1))
+        done = one.shared + MOST_TOKENS
+        one = one._replace(tokens=one.tokens[MOST_TOKENS:], source=one.first, shared=done)
+    return [*pieces, one]
 
 
 def _passes(sequences: Sequence[Fresh]) -> Iterator[list[Fresh]]:

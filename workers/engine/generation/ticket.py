@@ -69,6 +69,8 @@ class Row:
         """A row that may get no token has ended."""
         request = ticket.request
         self.ticket, self.number, self.prompt, self.limit = ticket, number, prompt, limit
+        # By arrival.
+        self.order = (ticket.number, number)
         self._continuation = Continuation(request.rule, request.tokenizer, limit)
         self._stream = None if request.on_token is None else TextStream(request)
         if limit <= 0:
