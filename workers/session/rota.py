@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from workers.executing import Executing
 from workers.queue.journal import Closed, Fenced, Journal
 from workers.queue.records import Taken
-from workers.session.turns import LEAST, QUANTUM, Turns
+from workers.session.turns import LEAST, Turns
 
 if TYPE_CHECKING:
     from workers.session.session import Session
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.005
 # What others get, in seconds and in tokens, while a long operation stands still.
 SLICE_S = 0.2
-SLICE_TOKENS = QUANTUM
+SLICE_TOKENS = 4096
 # So long one message may keep the worker from its other messages, such as that of a run that comes.
 STAY_S = 1.0
 # What is done while another operation stands still: what computes on the base and ends soon.
