@@ -40,6 +40,17 @@ def pair(host: Host) -> tuple[str, str]:
     return first, second
 
 
+def certificate(host: Host, run_id: str) -> dict[str, Any]:
+    """The hashes of weights, moments and gradients after everything before."""
+    found = host.result(run_id, host.submit(run_id, "certificate"))
+    return {name: value for name, value in found.items() if name != "timings"}
+
+
+def rest(host: Host, run_id: str, first: int) -> Numbers:
+    """What steps `first` to 6 come to, with the certificate of the end."""
+    return [*host.train(run_id, first, 6), certificate(host, run_id)]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, Numbers]:
     """What the runs of a pair come to in six steps on workers of their own."""
@@ -48,7 +59,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, Numbers]:
         found = []
         for config in ({}, {"lora_r": 6, "seed": 5}):
             run_id = host.create_run(**config)
-            found.append(host.train(run_id, 1, 6))
+            found.append([*host.train(run_id, 1, 6), certificate(host, run_id)])
             host.journal.close(run_id, "cancelled")
         return found[0], found[1]
 
@@ -71,11 +82,11 @@ def test_a_run_joins_a_worker_and_leaves_it_and_the_others_stay(
     one.journal.close(third, "cancelled")
     until(lambda: one.reasons(third) == ["ended"])
     until(lambda: one.reports()[before.worker]["runs"] == first)
-    more = one.train(first, 4, 6)
+    more = rest(one, first, 4)
     one.journal.release(second, "paused")
     one.await_ready(second, after=1)
     assert numbers[0] + more == alone[0]
-    assert numbers[1] + one.train(second, 4, 6) == alone[1]
+    assert numbers[1] + rest(one, second, 4) == alone[1]
     (rebuilt,) = one.happened(second, "rebuilt")
     assert rebuilt["compared"] == 0, "it left with a snapshot"
     assert alive(pids) == list(pids)
@@ -93,7 +104,7 @@ def test_a_killed_worker_loses_all_its_runs_and_every_one_is_rebuilt(
         assert one.await_ready(run_id, after=1).epoch == 2
         (lost,) = one.happened(run_id, "worker_lost")
         assert not lost["blamed"]
-        numbers[number] += one.train(run_id, 5, 6)
+        numbers[number] += rest(one, run_id, 5)
     assert tuple(numbers) == alone
     assert one.head(runs[0]).worker == one.head(runs[1]).worker
 
@@ -116,7 +127,7 @@ def test_only_the_run_that_executed_is_blamed_for_a_crash(
     assert one.finished(bad, crashing).error["code"] == "operation_crashed_worker"
     one.await_ready(bad, after=3)
     assert not any(lost["blamed"] for lost in one.happened(good, "worker_lost"))
-    assert numbers + one.train(good, 3, 6) == alone[0]
+    assert numbers + rest(one, good, 3) == alone[0]
     assert one.result(bad, forward_backward(one, bad))["step"] == 0
 
 
@@ -132,7 +143,7 @@ def test_the_next_agent_adopts_a_worker_with_all_its_runs(
     third = one.create_run(shared=True)
     one.start_agent()
     one.await_ready(third)
-    numbers = [done + one.train(run_id, 3, 6) for done, run_id in zip(numbers, runs, strict=True)]
+    numbers = [done + rest(one, run_id, 3) for done, run_id in zip(numbers, runs, strict=True)]
     assert tuple(numbers) == alone
     assert alive(pids) == list(pids)
     assert {one.head(run_id).epoch for run_id in (*runs, third)} == {1}
@@ -167,7 +178,7 @@ def test_an_agent_that_stops_drains_every_run_of_a_worker(
     for number, run_id in enumerate(runs):
         one.await_ready(run_id, after=1)
         assert one.happened(run_id, "rebuilt")[0]["compared"] == 0
-        numbers[number] += one.train(run_id, 4, 6)
+        numbers[number] += rest(one, run_id, 4)
     assert tuple(numbers) == alone
 
 

@@ -205,7 +205,10 @@ class Host:
         """The end of this process, and by it of the worker: the agent sees to that. Celery's own way would
         at times wait half a minute for a result that nobody reads."""
         for session in self.sessions.values():
-            session.close()
+            try:
+                session.close()
+            except Exception:
+                log.exception("%s is left as it is", session.run_id)
         os._exit(0)
 
     def _between(self) -> None:

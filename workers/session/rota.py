@@ -82,8 +82,8 @@ class Rota:
             self._between()
             if taken is None and turn == run_id:
                 return False
-            if not until and len(self.sessions) > 1 and time.monotonic() > leave_at:
-                return True
+            if time.monotonic() > leave_at:
+                return self._goes_on(run_id, until)
         return False
 
     def pause(self) -> None:
