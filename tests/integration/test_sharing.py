@@ -5,7 +5,9 @@ Sessions in the test's own process, on a real journal, that take turns as in a w
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,6 +312,16 @@ def test_one_message_does_not_keep_the_worker_for_itself(
     submit(worker, {B: []})
     assert worker.rota.serve(A), "to be rung for again"
     assert found[A].applied == len(loop(5)) + 1
+
+
+def test_what_a_run_held_is_free_when_it_has_left(make: Callable[[], Together]) -> None:
+    worker = make()
+    submit(worker, {A: loop(2), B: loop(2)})
+    worker.rota.serve(B)
+    master = weakref.ref(worker.rota.sessions[B].trainer.adapter)
+    worker.rota.leave(B)
+    gc.collect()
+    assert master() is None
 
 
 def test_a_second_run_is_ready_at_once(make: Callable[[], Together]) -> None:

@@ -222,6 +222,26 @@ def test_an_idle_run_makes_room_and_its_neighbour_stays(one: Host) -> None:
     assert one.head(busy).epoch == 1
 
 
+def test_a_run_moves_from_one_shared_worker_to_another(
+    tmp_path: Path, alone: tuple[Numbers, Numbers]
+) -> None:
+    with running_host(tmp_path / "data folder", slots=2) as host:
+        host.start_agent()
+        runs = [host.create_run(shared=True) for _ in range(2)]
+        for run_id in runs:
+            host.await_ready(run_id)
+        third = host.create_run(shared=True, lora_r=6, seed=5)
+        before = host.await_ready(third).device
+        assert before is not None
+        numbers = host.train(third, 1, 3)
+        host.journal.move(third, f"here/{before['slot']}")
+        after = host.await_ready(third, after=1).device
+        assert after is not None and after["slot"] != before["slot"]
+        assert numbers + rest(host, third, 4) == alone[1]
+        assert host.reasons(third) == ["moved", None]
+        assert [host.head(run_id).epoch for run_id in runs] == [1, 1]
+
+
 def test_a_long_sample_of_one_holds_nobody_up(one: Host) -> None:
     one.start_agent()
     first, second = pair(one)

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
 from schemas.errors import SignalError
@@ -161,7 +162,7 @@ class Host:
             try:
                 if self.rota.serve(run_id, until):
                     wake(self.app, run_id)
-            except (RedisError, OSError) as error:
+            except (RedisError, BrokerError, OSError) as error:
                 log.warning(
                     "run %s: the journal cannot be reached: %s; the agent rings again",
                     run_id,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ import torch
 from schemas.errors import SignalError
 from tests.unit.engine.support import gradient, make_rows, make_trainer, same, state
 from workers.engine import memory
-from workers.engine.base import Base
+from workers.engine.base import Base, load_base
+from workers.engine.sampler import SampleParams
 from workers.engine.trainer import Trainer
 
 ROWS = make_rows((9, 20, 14, 30, 7, 11), seed=4)
@@ -23,6 +25,14 @@ def base(base: Base, monkeypatch: pytest.MonkeyPatch) -> Iterator[Base]:
     monkeypatch.setitem(memory._MOST_TOKENS, "cpu", 30)
     yield base
     base.pause = lambda: None
+
+
+class NoText:
+    """A tokenizer that knows no text."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Nothing."""
+        return ""
 
 
 def another(base: Base) -> Trainer:
@@ -68,6 +78,24 @@ def test_a_pass_without_a_derivative_may_stand_still_too(base: Base) -> None:
     assert run.forward(ROWS) == expected
     assert counts and other.step == len(counts)
     assert base.slot.terms is None and torch.is_grad_enabled()
+
+
+def test_a_run_with_checkpointing_leaves_the_samples_of_another_alone(tiny_model: Path) -> None:
+    """Also on a base of transformers', whose layers are told to compute themselves again."""
+    base = load_base(tiny_model, own=False, threads=1)
+    run, other = make_trainer(base), make_trainer(base, gradient_checkpointing=True, seed=8)
+
+    def tokens() -> list[int]:
+        params = SampleParams(
+            max_tokens=12, temperature=1.0, top_p=1.0, top_k=0, stop_strings=(), stop_token_ids=(), n=1
+        )  # fmt: skip
+        return (
+            run.sample([[5, 6, 7]], params, NoText(), lambda: False, (0, 1)).samples[0][0].token_ids
+        )
+
+    before = tokens()
+    other.forward_backward(ROWS, "causal_lm", {})
+    assert tokens() == before
 
 
 def test_what_fails_meanwhile_leaves_what_stood_still_in_place(base: Base) -> None:
