@@ -582,7 +582,7 @@ def test_a_lease_that_is_over_is_given_up(one: Host) -> None:
         (lease,) = leases.open_leases(session, "here")
         leases.requeue(session, lease, "host_lost", "paused")
     one.journal.hold(run_id, "mismatch", {})  # so that it is not leased again at once
-    until(lambda: all(report["run"] == "" for report in one.reports().values()), 15)
+    until(lambda: all(report["runs"] == "" for report in one.reports().values()), 15)
     assert alive(pids) == list(pids)
     one.journal.release(run_id, "mismatch")
     one.await_ready(run_id, after=1)

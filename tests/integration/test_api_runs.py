@@ -182,7 +182,7 @@ def test_a_user_has_so_many_unfinished_runs(stack: RunningStack) -> None:
 
 
 def _fill_up(api: Api) -> None:
-    made = [api.create() for _ in range(32)]
+    made = [api.create(dedicated=True) for _ in range(32)]
     error_of(api.post("/runs", {"base_model": "tiny"}), 409, "run_limit")
     positions = [
         run["queue_position"] for run in api.get("/runs", params={"limit": 5}).json()["data"]

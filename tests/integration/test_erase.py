@@ -217,7 +217,8 @@ def test_a_branch_outlives_its_parent(api: Api) -> None:
 
 
 def test_a_run_that_another_still_has_to_read_stays(api: Api) -> None:
-    with api.run() as parent, api.run():
+    # No device is left for the child, and it joins nobody, as its parent does not.
+    with api.run(dedicated=True) as parent, api.run(dedicated=True):
         parent.ok("/forward_backward", BATCH)
         child = Run(api, parent.post("/branch").json()["run_id"])
         error_of(api.delete(f"/runs/{parent.id}"), 409, "run_in_use")

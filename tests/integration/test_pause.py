@@ -103,7 +103,7 @@ def test_what_is_queued_waits_and_changes_no_number(api: Api) -> None:
 
 
 def test_a_run_that_waits_for_a_device_is_paused_at_once(api: Api) -> None:
-    with api.run(), api.run():
+    with api.run(dedicated=True), api.run(dedicated=True):
         third = Run(api, api.create())
         assert third.ok("/pause")["status"] == "paused"
         assert third.ok("/resume")["status"] == "queued"

@@ -216,9 +216,9 @@ def test_a_run_moves_to_another_device(api: Api, run: Run) -> None:
         lambda: [event["type"] for event in run.get("/events").json()["data"]] == expected,
         seconds=5,
     )
-    with api.run():
+    with api.run(dedicated=True):
         error_of(run.post("/migrate"), 409, "no_other_device")
-        queued = Run(api, api.create())
+        queued = Run(api, api.create(dedicated=True))
         assert queued.ok("/migrate")["status"] == "queued", "it waits for a device in any case"
         queued.ok("/cancel")
     run.ok("/cancel")

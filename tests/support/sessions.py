@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from workers.engine.base import load_base
+from workers.executing import Executing
 from workers.queue.app import make_app
 from workers.queue.journal import Journal
 from workers.queue.records import NewEntry, Past
 from workers.session.arrival import arrive
 from workers.session.events import OperationEvents
+from workers.session.rota import Rota
 from workers.session.session import Session, Worker
 from workers.text.rows import Row, pack_rows
 
@@ -36,6 +39,7 @@ class Sessions:
         """The base is loaded at the first session; `own` is false where all of it is trained."""
         self.journal, self.model, self.own = journal, model, own
         self.stopping = False
+        self.pause: Callable[[], None] = lambda: None
         self._base: Any = None
 
     def attach(self, run_id: str, epoch: int, **changes: Any) -> Session:
@@ -51,29 +55,61 @@ class Sessions:
             **changes,
         }
         self._base = self._base or load_base(self.model, threads=1, own=self.own)
+        self._base.pause = self.pause
         events = OperationEvents(make_app(self.journal.settings), self.journal.settings, "w@h")
-        worker = Worker(f"w{epoch}@h", events, lambda: None, lambda: self.stopping)
+        worker = Worker(f"w{epoch}@h", events, lambda: None, lambda: self.stopping, self.pause)
         session = Session(self.journal, run_id, epoch, spec, self._base, self.model, worker)
         arrive(session, spec, 0.0)
         return session
 
 
-def batch(seed: int) -> NewEntry:
-    """A forward_backward of two random rows."""
+class Together(Sessions):
+    """Sessions that take turns on the base, as in one worker."""
+
+    def __init__(self, journal: Journal, model: Path) -> None:
+        """See Sessions."""
+        super().__init__(journal, model)
+        self.breaths = 0
+        self.rota = Rota(
+            journal,
+            Executing(journal.settings.data_dir / "now"),
+            between=self._breathe,
+            stopping=lambda: self.stopping,
+            drop=self._drop,
+        )
+        self.pause = self.rota.pause
+
+    def attach(self, run_id: str, epoch: int, **changes: Any) -> Session:
+        """See Sessions."""
+        with self.rota.executing.of(run_id):
+            session = super().attach(run_id, epoch, **changes)
+        self.rota.join(session)
+        return session
+
+    def _breathe(self) -> None:
+        self.breaths += 1
+
+    def _drop(self, run_id: str) -> None:
+        self.rota.leave(run_id)
+
+
+def batch(seed: int, rows: int = 2, tokens: int = 20, high: int = 500) -> NewEntry:
+    """A forward_backward of so many random rows with ids below `high`, that counts as so many `tokens`."""
     rng = random.Random(seed)
-    rows = []
-    for _ in range(2):
-        ids = [rng.randrange(5, 500) for _ in range(rng.randrange(6, 14))]
-        rows.append(
+    made = []
+    for _ in range(rows):
+        ids = [rng.randrange(5, high) for _ in range(rng.randrange(6, 14))]
+        made.append(
             Row(array("i", ids[:-1]), array("i", ids[1:]), array("f", [1.0] * (len(ids) - 1)))
         )
     body = {
         "loss_fn": "cross_entropy",
         "loss_kwargs": {},
         "accumulate": True,
-        "rows": pack_rows(rows),
+        "rows": pack_rows(made),
     }
-    return NewEntry("forward_backward", msgpack.packb(body), tokens=20, digest=f"b{seed}")
+    digest = f"b{seed}-{rows}-{high}"
+    return NewEntry("forward_backward", msgpack.packb(body), tokens=tokens, digest=digest)
 
 
 def step(learning_rate: float | None = 1e-2) -> NewEntry:

@@ -188,6 +188,8 @@ class Pretrained:
         return self._extend(tokens.unsqueeze(1), cache)
 
     def _extend(self, tokens: Tensor, cache: PretrainedCache) -> Tensor:
+        # A layer that computes itself again keeps no cache; a run that trains may have left it so.
+        self._set_checkpointing(False)
         places = torch.arange(cache.length + tokens.shape[1], device=tokens.device)
         mask, positions = None, places[cache.length :].unsqueeze(0).expand(len(tokens), -1)
         if cache.pads is not None:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
 from schemas.errors import SignalError
@@ -163,8 +164,10 @@ class Host:
         with self._at_work():
             try:
                 if self.rota.serve(run_id, until):
-                    wake(self.app, run_id)
-            except (RedisError, OSError) as error:
+                    # Samples of another run may be all that is left to do.
+                    for one in {run_id, self.sampler.oldest or run_id}:
+                        wake(self.app, one)
+            except (RedisError, BrokerError, OSError) as error:
                 log.warning(
                     "run %s: the journal cannot be reached: %s; the agent rings again",
                     run_id,
@@ -208,7 +211,10 @@ class Host:
         """The end of this process, and by it of the worker: the agent sees to that. Celery's own way would
         at times wait half a minute for a result that nobody reads."""
         for session in self.sessions.values():
-            session.close()
+            try:
+                session.close()
+            except Exception:
+                log.exception("%s is left as it is", session.run_id)
         os._exit(0)
 
     def _between(self) -> None:

@@ -18,7 +18,7 @@ from workers.executing import Executing
 from workers.queue.journal import Closed, Fenced, Journal
 from workers.queue.records import Taken
 from workers.session.sampling import Sampler
-from workers.session.turns import LEAST, QUANTUM, Turns
+from workers.session.turns import LEAST, Turns
 
 if TYPE_CHECKING:
     from workers.session.session import Session
@@ -31,7 +31,7 @@ LOOK_S = 0.005
 LOOK_FREE_S = 0.02
 # What others get, in seconds and in tokens, while a long operation stands still.
 SLICE_S = 0.2
-SLICE_TOKENS = QUANTUM
+SLICE_TOKENS = 4096
 # So long one message may keep the worker from its other messages, such as that of a run that comes.
 STAY_S = 1.0
 # What is done while another operation stands still: what computes on the base and ends soon.
@@ -90,10 +90,9 @@ class Rota:
             self._work_between(alone=taken is None)
             if taken is None and turn in (None, run_id) and not self.sampler.busy:
                 return False
-            shared = len(self.sessions) > 1 or self.sampler.busy
-            if shared and (not until or self.sampler.busy) and time.monotonic() > leave_at:
-                return True
-        return self.sampler.busy and not self._stopping()
+            if time.monotonic() > leave_at:
+                return self._goes_on(run_id, until) or self._samples_go_on()
+        return self._samples_go_on()
 
     def pause(self) -> None:
         """An operation stands still between two of its micro-batches: a slice for the others.
@@ -172,6 +171,9 @@ class Rota:
             # Its operation stands still, and will see for itself.
             return
         self._drop(run_id)
+
+    def _samples_go_on(self) -> bool:
+        return self.sampler.busy and not self._stopping()
 
     def _goes_on(self, run_id: str, until: int) -> bool:
         session = self.sessions.get(run_id)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
-# About what a micro-batch of a CPU holds.
-QUANTUM = 4096
+# Small, since to change over costs nothing: a run that waits is soon there.
+QUANTUM = 1024
 # What an operation without tokens, such as a step, counts at least.
 LEAST = 256
 
