@@ -58,7 +58,22 @@ POLL = {
 }
 
 
-_STREAM_RESPONSES = {"responses": {200: {"content": {STREAM: {"schema": {"type": "string"}}}}}}
+_STREAM_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["future", "token", "restart", "result", "error"]},
+        "data": {"type": "string", "description": "JSON."},
+    },
+    "required": ["event", "data"],
+}
+_STREAM_RESPONSES = {
+    "responses": {
+        200: {
+            "description": "The tokens as they are sampled, then the answer.",
+            "content": {STREAM: {"schema": _STREAM_EVENT}},
+        }
+    }
+}
 
 
 def _add(kind: str) -> None:
