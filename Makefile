@@ -21,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample gpu-check docs-errors docs-losses clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sharing gpu-check docs-errors docs-losses clean
 
 ##@ Use it
 help: ## this list
@@ -73,6 +73,9 @@ bench-engine: setup model ## training against transformers + peft on one thread,
 
 bench-sample: setup model ## sampling against transformers on one thread, JSON and a table; minutes
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sample
+
+bench-sharing: setup ## runs that share a worker: time per step, memory per run, delay beside large batches
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sharing
 
 gpu-check: setup ## numbers and speed on a GPU against transformers + peft, 1B and 8B shapes
 	@$(PYTHON) -m tests.bench.gpu

@@ -21,6 +21,8 @@ from gpu_pool.tables import LEASED, QUEUED, UP, Host, LeaseRequest, LeaseRow, Sl
 
 # How long a run is left to another host that has what it would rather have.
 PATIENCE = timedelta(seconds=10)
+# How long a run that fits nowhere sees younger ones join others before a slot is kept for it.
+LONG = timedelta(seconds=60)
 # A host that was silent for so long is not waited for.
 _PRESENT = timedelta(seconds=15)
 
@@ -115,8 +117,9 @@ def _read(session: Session, query: Select[LeaseRequest, LeaseRow, SlotRow]) -> I
         released_at = lease.released_at if lease is not None else None
         recent = released_at is not None and now - released_at < PATIENCE
         moved = lease is not None and lease.reason == MOVED
-        request = as_request(row, slot, moved=moved)
-        yield _Waiting(row, request, recent, now - row.requested_at < PATIENCE)
+        age = now - row.requested_at
+        request = replace(as_request(row, slot, moved=moved), long=age >= LONG)
+        yield _Waiting(row, request, recent, age < PATIENCE)
 
 
 def _left_to_others(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_pool import grants
@@ -119,12 +119,26 @@ def _without(keeper: SlotKeeper, tenancy: Tenancy, most: int) -> Opening:
 
 def making_room(idle: Collection[Idle], wishes: Sequence[Request], limit_s: float) -> list[str]:
     """Those of the idle runs that are to make room, the longest idle first: one for every waiting run that
-    fits in its place, and those that have been idle for `LONG` times the limit."""
-    left, chosen = list(wishes), []
+    fits in its place, all of a slot for one that needs it whole, and those that have been idle for `LONG`
+    times the limit."""
+    left, chosen = list(wishes), list[str]()
     for one in sorted(idle, key=lambda it: -it.idle_s):
         wanted = next((request for request in left if fits(request, one.slot)), None)
         if wanted is not None:
             left.remove(wanted)
         if wanted is not None or one.idle_s >= LONG * limit_s:
             chosen.append(one.run_id)
+    return chosen + _whole_slots([it for it in idle if it.run_id not in chosen], left)
+
+
+def _whole_slots(idle: Collection[Idle], wishes: list[Request]) -> list[str]:
+    """The runs of slots where all are idle, one slot for each of the wishes that it would fit."""
+    chosen: list[str] = []
+    for name in dict.fromkeys(it.slot.name for it in idle):
+        there = [it for it in idle if it.slot.name == name]
+        free = replace(there[0].slot, tenants=())
+        wanted = next((request for request in wishes if fits(request, free)), None)
+        if wanted is not None and len(there) == len(there[0].slot.tenants) + 1:
+            wishes.remove(wanted)
+            chosen += [it.run_id for it in there]
     return chosen

@@ -3,13 +3,14 @@
 Runs are served oldest first. A free slot comes before one that would be shared: a worker's runs compute one
 at a time. Where none is free, a run joins a worker that has its base, or is loading it, as long as its state
 fits beside that of the others. A run that fits nowhere is passed over for now; that cannot starve it, because
-any place that it fits goes to it first.
+any place that it fits goes to it first, and once it has waited long nobody joins the worker whose slot it
+will have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 
@@ -50,7 +51,8 @@ class Request:
     of device what it would hold beside others; without one it shares with nobody.
 
     What it would rather have: a device like the one it was on (`near`), and another slot than the
-    one that it is to leave (`avoid`, "host/slot"). Neither keeps it waiting.
+    one that it is to leave (`avoid`, "host/slot"). Neither keeps it waiting. `long`: it has waited so long
+    that a slot is kept for it.
     """
 
     run_id: str
@@ -60,6 +62,7 @@ class Request:
     near: Device | None = None
     avoid: str = ""
     shares: Mapping[str, Share] = field(default_factory=dict)
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,20 @@ class Opening:
 
 def place(requests: Iterable[Request], slots: Sequence[Opening]) -> tuple[Request, Opening] | None:
     """The oldest request that fits a slot, with the best slot for it; None if none fits."""
+    left = list(slots)
     for request in requests:
-        fitting = [slot for slot in slots if fits(request, slot)]
+        fitting = [slot for slot in left if fits(request, slot)]
         if fitting:
             return request, max(fitting, key=lambda slot: _preference(request, slot))
+        if request.long and (kept := _to_be_kept(request, left)) is not None:
+            left.remove(kept)
     return None
+
+
+def _to_be_kept(request: Request, slots: Sequence[Opening]) -> Opening | None:
+    """The shared slot that the run could have the soonest, if those who are there leave."""
+    fitting = [slot for slot in slots if fits(request, replace(slot, tenants=()))]
+    return min(fitting, key=lambda slot: len(slot.tenants), default=None)
 
 
 def fits(request: Request, slot: Opening) -> bool:

@@ -242,6 +242,20 @@ def test_a_run_moves_from_one_shared_worker_to_another(
         assert [host.head(run_id).epoch for run_id in runs] == [1, 1]
 
 
+def test_a_long_queue_of_one_keeps_nobody_from_coming(one: Host) -> None:
+    """Also where one message stands for all of it."""
+    one.start_agent()
+    first = one.create_run(shared=True)
+    one.await_ready(first)
+    queue = [forward_backward(one, first, silently=True, length=50) for _ in range(1500)]
+    until(lambda: one.head(first).applied > 0)
+    second = one.create_run(shared=True)
+    one.await_ready(second)
+    one.result(second, forward_backward(one, second))
+    assert one.head(first).applied < len(queue)
+    one.result(first, queue[-1])
+
+
 def test_a_long_sample_of_one_holds_nobody_up(one: Host) -> None:
     one.start_agent()
     first, second = pair(one)

@@ -2,7 +2,7 @@
 
 Whichever run's doorbell rang, the run whose turn it is executes, one operation at a time. A long operation
 stands still between its micro-batches for small ones of others, which do not stand still in turn: so a small
-operation waits for one micro-batch and one slice at most, however long those of the others are.
+operation waits for one micro-batch, one slice, and its turn among the small ones, however long others are.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Rota:
         self._turns.wants(run_id)
         self._looked_free_at = 0.0
         while self._goes_on(run_id, until):
-            self._look(LOOK_S)
+            self._look()
             self._look_free()
             turn = self._turns.next()
             taken = None if turn is None else self._execute(turn)
@@ -199,9 +199,9 @@ class Rota:
     def _others(self) -> list[str]:
         return [run_id for run_id in self.sessions if run_id != self.executing.now]
 
-    def _look(self, every_s: float) -> None:
+    def _look(self) -> None:
         """Notes who has something to do; who is known to have needs no looking at."""
-        if time.monotonic() - self._looked_at < every_s:
+        if time.monotonic() - self._looked_at < LOOK_S:
             return
         self._brief([run_id for run_id in self.sessions if not self._turns.waits(run_id)])
 

@@ -45,3 +45,12 @@ def test_one_of_several_leaves_only_for_a_run_that_could_join_the_others() -> No
     assert chosen([shared], alike) == ["a"]
     assert chosen([shared], other) == []
     assert chosen([shared], Request("run_3", "m")) == []
+
+
+def test_where_all_are_idle_all_leave_for_one_that_needs_the_slot() -> None:
+    pair = [Idle(name, 200, Opening("a", "cpu", 10, tenants=(Share("m"),))) for name in ("x", "y")]
+    alone = Request("run_1", "m")
+    assert chosen(pair, alone) == ["x", "y"]
+    assert chosen(pair[:1], alone) == []
+    assert chosen([*pair, idle("b", 150)], alone) == ["b"]
+    assert chosen(pair, Request("run_1", "m", kind="cuda")) == []

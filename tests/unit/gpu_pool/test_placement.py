@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_pool.placement import Device, Opening, Request, Warmth, fits, place, suits
+from gpu_pool.placement import Device, Opening, Request, Share, Warmth, fits, place, suits
 
 GIB = 1024**3
 
@@ -96,3 +98,52 @@ def test_a_placed_run_fits_and_no_older_one_does(
     else:
         assert placed[0] is fitting[0]
         assert fits(*placed)
+
+
+# --- sharing ----------------------------------------------------------------------------------
+
+
+def sharer(run_id: str, base: str = "m", *, own: int = 1, **more: Any) -> Request:
+    return Request(run_id, base, shares={"cpu": Share(base, 10, own, 5)}, **more)
+
+
+def shared(name: str, count: int, base: str = "m", *, most: int = 8) -> Opening:
+    tenants = (Share(base, 10, 1, 5),) * count
+    return Opening(name, "cpu", 30, Warmth.WARM, base, tenants=tenants, most=most)
+
+
+def test_a_free_slot_comes_before_a_shared_one_and_then_that_of_the_fewest() -> None:
+    cold, few, many = Opening("cold", "cpu", 30), shared("few", 1), shared("many", 2)
+    order = [cold, few, many]
+    while order:
+        placed = place([sharer("run_1")], list(reversed(order)))
+        assert placed is not None and placed[1] == order.pop(0)
+
+
+def test_rather_shared_than_where_workers_keep_dying_or_on_another_device() -> None:
+    resting = Opening("resting", "cpu", 30, Warmth.RESTING)
+    assert place([sharer("run_1")], [resting, shared("a", 1)]) == (sharer("run_1"), shared("a", 1))
+    near = sharer("run_1", near=Device("cpu", ""))
+    other = Opening("other", "cpu", 30, Warmth.WARM, device="another")
+    assert place([near], [other, shared("a", 1)]) == (near, shared("a", 1))
+
+
+def test_the_base_counts_once_and_so_does_the_room_to_work() -> None:
+    # 10 + 5 for all, and 1 for each that is there.
+    assert fits(sharer("run_1", own=13), shared("a", 2))
+    assert not fits(sharer("run_1", own=14), shared("a", 2))
+    assert not fits(sharer("run_1"), shared("a", 2, most=2))
+    assert not fits(sharer("run_1"), shared("a", 1, "n"))
+    assert not fits(Request("run_1", "m"), shared("a", 1))
+    assert not fits(sharer("run_1"), Opening("a", "cpu", 30, tenants=(None,), most=8))
+    assert not fits(sharer("run_1"), Opening("a", "cuda", 30, tenants=(Share("m"),), most=8))
+
+
+def test_who_has_waited_long_for_a_slot_is_not_joined_away_from_it() -> None:
+    slots = [shared("many", 3), shared("few", 1)]
+    young = sharer("run_2")
+    assert place([Request("alone", "m"), young], slots) == (young, slots[1])
+    # One slot is kept, that of the fewest; the other is not.
+    assert place([Request("alone", "m", long=True), young], slots) == (young, slots[0])
+    two = [Request("alone", "m", long=True), Request("another", "m", long=True)]
+    assert place([*two, young], slots) is None
