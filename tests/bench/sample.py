@@ -1,10 +1,9 @@
 """Sampling against transformers on SmolLM2-135M in bfloat16: `make bench-sample`.
 
 CPU seconds of one thread in one process, variants in turn so that a busy machine slows all of them; medians.
-Batches: 16 prompts, 64 tokens each; 16 samples of one long prompt; 64 requests of 8 to 128 tokens that arrive
-over time, by a clock that only work and waiting move; and one iteration of reinforcement learning. Prints a
-table to stderr and JSON to stdout.
-
+Batches: 16 prompts, 64 tokens each; 16 samples of one long prompt; 16 requests of several adapters; 64
+requests of 8 to 128 tokens that arrive over time, by a clock that only work and waiting move; and one
+iteration of reinforcement learning. Prints a table to stderr and JSON to stdout.
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ from tests.bench.sample_load import Arrival, arrivals, engine_load, generate_loa
 from tests.bench.sample_peers import Generate
 from tests.bench.sample_rl import iteration, peer_iteration
 from tests.bench.timing import say
+from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base, load_base
+from workers.engine.generation import Generator, Request
+from workers.engine.lora import LoraSpec
 from workers.engine.sampler import SampleParams, sample
+from workers.engine.trainer import Trainer
 from workers.text.tokenizer import Tokenizer, load_tokenizer
 
 MODEL = Path(__file__).parents[2] / ".signal" / "models" / "smollm2-135m-instruct"
@@ -46,6 +49,7 @@ def main() -> int:
     found: dict[str, Any] = {"torch": torch.__version__}
     found["batch_s"] = medians(batch(base, tokenizer, peer), args.repeats)
     found["shared_s"] = medians(shared(base, tokenizer, peer), args.repeats)
+    found["adapters_s"] = medians(adapters(base, tokenizer), args.repeats)
     found["arriving"] = arriving(base, tokenizer, peer)
     found["rl_iteration"] = {
         "engine": iteration(args.model, tokenizer),
@@ -76,6 +80,25 @@ def shared(base: Base, tokenizer: Tokenizer, peer: Generate) -> Variants:
         "generate, static cache": partial(peer.batch, prompts, TOKENS, static=True, n=16),
         "engine": lambda: sampled(base, tokenizer, prompts, 16),
     }
+
+
+def adapters(base: Base, tokenizer: Tokenizer) -> Variants:
+    """16 requests of one prompt each, 64 tokens, by so many adapters of rank 8."""
+    prompts = random_prompts([24, 28, 30, 32] * 4)
+    runs = [
+        Trainer(base, LoraSpec(r=8, alpha=16.0, seed=seed), AdamWSettings()) for seed in range(8)
+    ]
+    frozen = [run.adapter.frozen() for run in runs]
+
+    def run(count: int) -> None:
+        generator = Generator(base, cache_bytes=1 << 30)
+        for number, prompt in enumerate(prompts):
+            weights = frozen[number % count] if count else None
+            generator.submit(Request([prompt], tokenizer, (number, 0), TOKENS, weights=weights))
+        while generator.active or generator.waiting:
+            generator.step()
+
+    return {f"engine, {count} adapters": partial(run, count) for count in (0, 1, 8)}
 
 
 def arriving(base: Base, tokenizer: Tokenizer, peer: Generate) -> dict[str, dict[str, float]]:
@@ -138,7 +161,7 @@ def aims(found: dict[str, Any]) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """The same for eyes."""
     lines = [f"{'batch':12} {'variant':26} {'CPU s':>8} {'tokens/s':>9}"]
-    for name in ("batch_s", "shared_s"):
+    for name in ("batch_s", "shared_s", "adapters_s"):
         for variant, seconds in found[name].items():
             rate = 16 * TOKENS / seconds
             lines.append(f"{name[:-2]:12} {variant:26} {seconds:8.2f} {rate:9.0f}")

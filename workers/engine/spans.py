@@ -23,14 +23,23 @@ _MOST_TURNED = 128
 Terms = Sequence[Term | None] | None
 
 
+class Stacked(NamedTuple):
+    """What several adapters add to one layer: `a` [C, in], `b` [out, C], and `gains` [R, C] in float32 at
+    least: the scale, or 0 where a column is not of a row's adapter."""
+
+    a: Tensor
+    b: Tensor
+    gains: Tensor
+
+
 class Span(NamedTuple):
     """Rows `begin` to `end` - 1 of a batch and what computes them."""
 
     begin: int
     end: int
-    terms: Terms
+    terms: Sequence[Term | Stacked | None] | None
 
-    def term(self, layer: LoraLinear) -> Term | None:
+    def term(self, layer: LoraLinear) -> Term | Stacked | None:
         """What is added in `layer`."""
         return None if self.terms is None else self.terms[layer.index]
 
@@ -56,16 +65,14 @@ def linear(x: Tensor, layer: LoraLinear, spans: Spans, residual: Tensor | None =
 
     In memory the result may lie column by column.
     """
-    if len(spans) == 1 and not _few(x):
-        return kernels.linear(x, layer, spans[0].term(layer), residual=residual)[0]
+    only = spans[0].term(layer)
+    if len(spans) == 1 and not _few(x) and not isinstance(only, Stacked):
+        return kernels.linear(x, layer, only, residual=residual)[0]
     y = product(x, layer.weight)
     for span in spans:
         term = span.term(layer)
         if term is not None:
             add_term(y, x, span, term)
-            if term.ratio is not None:
-                part = y[span.begin : span.end]
-                part.copy_(part * term.ratio)
     if layer.bias is not None:
         y += layer.bias
     return y if residual is None else residual + y
@@ -76,10 +83,15 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(weight, x.t()).t() if _few(x) else torch.mm(x, weight.t())
 
 
-def add_term(y: Tensor, x: Tensor, span: Span, term: Term) -> None:
-    """Add what `term` makes of the span's rows of `x` to `y`, in place."""
-    low = torch.mm(x[span.begin : span.end], term.a.t())
-    y[span.begin : span.end].addmm_(low, term.b.t(), alpha=term.scale)
+def add_term(y: Tensor, x: Tensor, span: Span, term: Term | Stacked) -> None:
+    """Add what `term` makes of the span's rows of `x` to `y`, in place, and bring it to its length."""
+    low, part = torch.mm(x[span.begin : span.end], term.a.t()), y[span.begin : span.end]
+    if isinstance(term, Stacked):
+        part.addmm_((low * term.gains).to(low.dtype), term.b.t())
+        return
+    part.addmm_(low, term.b.t(), alpha=term.scale)
+    if term.ratio is not None:
+        part.copy_(part * term.ratio)
 
 
 def _few(x: Tensor) -> bool:

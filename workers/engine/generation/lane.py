@@ -17,8 +17,11 @@ from workers.engine.base import Base
 from workers.engine.decoder import Cache
 from workers.engine.generation.prefill import ordered, prefill
 from workers.engine.generation.ticket import Row
+from workers.engine.linear import Term
 from workers.engine.llama import Llama
-from workers.engine.spans import spans_of
+from workers.engine.lora import FrozenAdapter
+from workers.engine.spans import Span, Spans, spans_of
+from workers.engine.stack import Stack
 
 # Rows that have ended are taken out of a batch when at most this part of it is left.
 _COMPACT_BELOW = 0.75
@@ -55,6 +58,7 @@ class SlabLane:
         self._base, self._decoder, self.room = base, decoder, room
         self.rows: list[Row] = []
         self._slab = decoder.slab()
+        self._stack, self._usable = Stack([]), False
 
     @property
     def longest(self) -> int:
@@ -79,8 +83,29 @@ class SlabLane:
         """See Lane.decode."""
         self._reserve(self.rows, max(self._slab.lengths) + 1)
         last = [row.sample.token_ids[-1] for row in self.rows]
-        spans = spans_of([1] * len(last), [row.terms for row in self.rows])
-        return self._decoder.decode(torch.tensor(last, device=self._base.device), self._slab, spans)
+        tokens = torch.tensor(last, device=self._base.device)
+        return self._decoder.decode(tokens, self._slab, self._spans())
+
+    def _spans(self) -> Spans:
+        """What computes the rows: several adapters as one stack, where they can be stacked."""
+        adapters = {id(row.terms): row.terms for row in self.rows}
+        several = [terms for terms in adapters.values() if terms is not None]
+        frozen = all(isinstance(row.weights, FrozenAdapter | None) for row in self.rows)
+        if len(several) < 2 or not frozen or not self._stacked(several):
+            return spans_of([1] * len(self.rows), [row.terms for row in self.rows])
+        numbers = {id(terms): number for number, terms in enumerate(self._stack.adapters)}
+        owners = [numbers.get(id(row.terms), -1) for row in self.rows]
+        return [Span(0, len(owners), self._stack.terms(owners))]
+
+    def _stacked(self, adapters: Sequence[Sequence[Term | None]]) -> bool:
+        """Whether these adapters can be stacked; the stack is made anew when others come."""
+        there = {id(terms) for terms in self._stack.adapters}
+        wanted = {id(terms) for terms in adapters}
+        spoilt = not self._usable and wanted != there
+        if not wanted <= there or spoilt or len(there) > 2 * len(wanted):
+            self._stack = Stack(adapters)
+            self._usable = self._stack.usable
+        return self._usable
 
     def logits(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor:
         """See Lane.logits."""
@@ -100,6 +125,8 @@ class SlabLane:
         if [id(row) for row in placed] != [id(row) for row in self.rows]:
             self._slab.arrange([slots[id(row)] for row in placed])
             self.rows = placed
+        if not placed:
+            self._stack, self._usable = Stack([]), False
 
 
 def _placed(rows: Sequence[tuple[int, Row]]) -> list[Row]:

@@ -23,7 +23,8 @@ class Request:
     temperature 0 is greedy; top_k 0 or less, top_p 1 and min_p 0 drop nothing. For each sampled place the
     `top_logprobs` likeliest tokens are given. With `prompt_logprobs` the prompts are scored, with the
     `prompt_top_logprobs` likeliest tokens of each of their places; `max_tokens` 0 then samples nothing.
-    `weights` None is the bare base; give `Parameters.frozen()` where training goes on meanwhile.
+    `weights` None is the bare base; give `Parameters.frozen()` where training goes on meanwhile: what was
+    computed for earlier tokens is kept, and may be shared with requests of the same weights.
     `deterministic`: bit for bit what the request gets alone. An error that `on_token` raises ends the
     request.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from workers.engine.base import Base, load_base
 from workers.engine.generation import Request
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.parameters import Weights
+from workers.engine.spans import Stacked
+from workers.engine.stack import Stack
 from workers.engine.trainer import Trainer
 
 KINDS: list[dict[str, Any]] = [
@@ -56,8 +60,23 @@ def _requests(base: Base, **options: Any) -> list[Request]:
     ]
 
 
-def test_mixed_adapters_equal_each_alone(base: Base) -> None:
+@pytest.mark.parametrize("which", ["all, as they are", "all, frozen", "stacked"])
+def test_mixed_adapters_equal_each_alone(
+    base: Base, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests, generator = _requests(base), generator_of(base)
+    if which != "all, as they are":
+        requests = [_frozen(request) for request in requests]
+    if which == "stacked":
+        # DoRA cannot be.
+        requests.pop(1 + next(at for at, kind in enumerate(KINDS) if "dora" in kind))
+    sizes, terms = [], Stack.terms
+
+    def counted(self: Stack, owners: Sequence[int]) -> list[Stacked | None]:
+        sizes.append(len(self.adapters))
+        return terms(self, owners)
+
+    monkeypatch.setattr(Stack, "terms", counted)
     tickets = []
     for request in requests:
         tickets.append(generator.submit(request))
@@ -66,6 +85,12 @@ def test_mixed_adapters_equal_each_alone(base: Base) -> None:
         expected = alone(base, request)
         assert ids_of(found) == ids_of(expected)
         assert np.abs(logprobs_of(found) - logprobs_of(expected)).max() < 1e-5
+    assert which != "stacked" or max(sizes) == 6
+    assert which != "all, as they are" or not sizes
+
+
+def _frozen(request: Request) -> Request:
+    return replace(request, weights=request.weights and request.weights.frozen())
 
 
 def test_deterministic_requests_are_bit_for_bit_what_they_are_alone(base: Base) -> None:

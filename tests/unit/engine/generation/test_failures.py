@@ -37,14 +37,23 @@ def _broken(base: Base, name: str) -> Any:
 @pytest.mark.parametrize(
     "name", ["layers.0.self_attn.v_proj.lora_B", "layers.1.mlp.down_proj.lora_B"]
 )
-def test_numbers_that_are_not_finite_stay_with_their_adapter(base: Base, name: str) -> None:
-    good = make_trainer(base).adapter
-    beside = [ask(PROMPTS[1:2], weights=good, key=(at, 0), max_tokens=4 + at) for at in range(4)]
+@pytest.mark.parametrize("frozen", [False, True])
+def test_numbers_that_are_not_finite_stay_with_their_adapter(
+    base: Base, name: str, frozen: bool
+) -> None:
+    kinds: list[Any] = [make_trainer(base, seed=seed).adapter for seed in (1, 2)]
+    broken = _broken(base, name)
+    if frozen:
+        kinds, broken = [one.frozen() for one in kinds], broken.frozen()
+    good = kinds[0]
+    beside = [
+        ask(PROMPTS[1:2], weights=kinds[at % 2], key=(at, 0), max_tokens=4 + at) for at in range(4)
+    ]
     generator = generator_of(base)
     tickets = [generator.submit(beside[0]), generator.submit(beside[1])]
     generator.step()
     # Long, so that its slots reach beyond those of whoever takes them next.
-    bad = generator.submit(ask([[9] * 40], weights=_broken(base, name), n=2))
+    bad = generator.submit(ask([[9] * 40], weights=broken, n=2))
     assert generator.step() == [bad]
     assert bad.error is not None and bad.error.code == "non_finite" and bad.output is None
     tickets += [generator.submit(request) for request in beside[2:]]

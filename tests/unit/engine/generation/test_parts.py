@@ -57,7 +57,7 @@ def test_each_span_gets_its_own_term(bias: bool) -> None:
     for span in spans:
         part, term = x[span.begin : span.end], span.term(layer)
         y = part @ weight.t()
-        if term is not None:
+        if isinstance(term, Term):
             y = y + term.scale * part @ term.a.t() @ term.b.t()
             y = y if term.ratio is None else y * term.ratio
         expected = y + zero + residual[span.begin : span.end]
@@ -93,9 +93,14 @@ def test_a_slab_keeps_its_rows_through_every_change() -> None:
     assert (slab.slots, slab.capacity) == (0, 0)
 
 
-def test_sixteen_bits_stay_near_the_forward_pass(half: Base) -> None:
-    weights = make_trainer(half).adapter
-    output = alone(half, ask(weights=weights, n=2))
+@pytest.mark.parametrize("others", [0, 3])
+def test_sixteen_bits_stay_near_the_forward_pass(half: Base, others: int) -> None:
+    weights = make_trainer(half).adapter.frozen()
+    generator = generator_of(half)
+    for seed in range(others):
+        beside = make_trainer(half, seed=2 + seed, r=3 + seed).adapter.frozen()
+        generator.submit(ask(weights=beside, key=(seed, 4)))
+    output = finish(generator, generator.submit(ask(weights=weights, n=2)))[0]
     gaps = []
     for prompt, row in zip(PROMPTS, output.samples, strict=True):
         for sample in row:
