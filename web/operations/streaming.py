@@ -89,7 +89,7 @@ def _tokens(watched: Watched, until: float) -> Iterator[bytes]:
         for row in rows:
             if not isinstance(row, str):
                 yield from (_line("token", encode(token)) for token in row)
-            elif begun:
+            elif begun and row == tokens.BEGIN:
                 yield _line("restart", b"{}")
             begun = True
         if not rows:

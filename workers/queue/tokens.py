@@ -1,7 +1,7 @@
 """Tokens of a sample on their way to whoever watches: a short-lived stream per operation in Redis.
 
 The result in the journal is the truth; what is here may be lost and is written again from the beginning
-when another worker samples anew, which `BEGIN` marks.
+when another worker samples anew, which `BEGIN` marks. `END` follows the result: nobody waits for more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from redis import Redis
 
 from workers.queue import keys
 
-BEGIN = "begin"
+BEGIN, END = "begin", "end"
 TTL_S = 600
 # More than any answer holds.
 _MOST = 200_000
@@ -27,6 +27,11 @@ def _name(run_id: str, number: int) -> str:
 def begin(redis: Redis, run_id: str, number: int) -> None:
     """What was written before is void."""
     _write(redis, run_id, number, BEGIN)
+
+
+def end(redis: Redis, run_id: str, number: int) -> None:
+    """The operation has ended, and its result can be read."""
+    _write(redis, run_id, number, END)
 
 
 def write(redis: Redis, run_id: str, number: int, tokens: Sequence[dict[str, Any]]) -> None:
@@ -51,4 +56,4 @@ def read(
     rows = found[0][1] if found else []
     texts = [fields[b"d"].decode() for _, fields in rows]
     place = rows[-1][0].decode() if rows else after
-    return place, [text if text == BEGIN else json.loads(text) for text in texts]
+    return place, [text if text in (BEGIN, END) else json.loads(text) for text in texts]

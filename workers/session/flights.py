@@ -127,6 +127,11 @@ class Flights:
         """Those without a place in the order that have ended and are not committed."""
         return [flight for flight in self.free.values() if flight.outcome is not None]
 
+    def over(self, flight: Flight) -> None:
+        """It is committed: who watches may read its result."""
+        if flight.body.get("stream"):
+            self._try(lambda: tokens.end(self._journal.redis, self.run_id, flight.taken.number))
+
     def abandon(self) -> None:
         """Leave all to the next worker."""
         for ticket in list(self._by_ticket):

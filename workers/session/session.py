@@ -242,6 +242,7 @@ class Session:
         hit("committed", taken.kind)
         self.flights.free.pop(taken.number, None)
         self._note_done(taken.number)
+        self.flights.over(flight)
         self.worker.events.finished(taken, outcome)
 
     def _land(self) -> None:
@@ -255,6 +256,7 @@ class Session:
             outcome = replace(flight.outcome, state=self.primitives.state())
             self._pending = Pending(flight.taken, outcome)
             self._commit_pending()
+            self.flights.over(flight)
 
     def _next(self, linger: bool) -> Taken | None:
         if self.flights.in_order:
