@@ -22,7 +22,7 @@ from tests.support.valkey import Valkey, running_valkey, settings_for
 from workers.engine import memory, passes
 from workers.executing import last_executed
 from workers.queue.journal import Journal, connect
-from workers.queue.records import NewEntry
+from workers.queue.records import Ahead, NewEntry
 from workers.session.session import Session
 from workers.storage import LocalStorage
 
@@ -96,6 +96,28 @@ def alone(make: Callable[[], Together]) -> Alone:
         return proof(session)
 
     return compute
+
+
+def test_what_is_ahead_is_seen_and_not_taken(make: Callable[[], Together]) -> None:
+    journal = make().journal
+    for run_id in (A, B, C):
+        journal.open_run(run_id, "user_1")
+        assert journal.install_epoch(run_id, 1, "w1@h", {"kind": "cpu"})
+    journal.append(A, [batch(1, tokens=77), step()])
+    journal.append(C, [step()])
+    assert journal.hold(C, "paused", {"reason": "user"})
+    journal.redis.script_flush()
+    everyone = [(A, 1), (B, 1), (C, 1), (A, 2), ("run_ffffffffffffffff", 1)]
+    expected = [
+        Ahead("entry", "forward_backward", 77),
+        *(Ahead(found) for found in ("empty", "held", "fenced", "missing")),
+    ]
+    for _ in range(2):
+        assert journal.peek(everyone) == expected
+    journal.close(C, "cancelled")
+    assert journal.peek([(C, 1)]) == [Ahead("closed")]
+    head = journal.head(A)
+    assert head is not None and head.running is None
 
 
 def test_runs_of_different_shapes_in_turns(make: Callable[[], Together], alone: Alone) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,24 @@ def test_a_run_moves_from_one_shared_worker_to_another(
         assert numbers + rest(host, third, 4) == alone[1]
         assert host.reasons(third) == ["moved", None]
         assert [host.head(run_id).epoch for run_id in runs] == [1, 1]
+
+
+def test_one_message_for_many_operations_of_several_runs(
+    one: Host, alone: tuple[Numbers, Numbers]
+) -> None:
+    one.settings = replace(one.settings, doorbell="coalesced")
+    one.environment["SIGNAL_DOORBELL"] = "coalesced"
+    one.start_agent()
+    runs = pair(one)
+    # Waiting for each, then both in one go: no bell may stay taken.
+    numbers = [one.train(run_id, 1, 1) for run_id in runs]
+    for step in (2, 3):
+        numbers = [
+            done + one.train(run, step, step) for done, run in zip(numbers, runs, strict=True)
+        ]
+    numbers = [done + rest(one, run, 4) for done, run in zip(numbers, runs, strict=True)]
+    assert tuple(numbers) == alone
+    assert [one.happened(run_id, "worker_lost") for run_id in runs] == [[], []]
 
 
 def test_a_long_queue_of_one_keeps_nobody_from_coming(one: Host) -> None:
