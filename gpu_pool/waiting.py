@@ -81,7 +81,7 @@ class Waiting:
 
     def _see_to_paused(self, run_id: str, head: Head) -> None:
         idle = head.hold == "paused" and head.hold_info.get("reason") == "idle"
-        if idle and head.applied < head.seq_count:
+        if idle and head.waits:
             # It was submitted to at the moment at which it was found idle.
             self._journal.release(run_id, "paused")
         elif not head.hold:

@@ -170,7 +170,7 @@ def _session_status(status: str) -> str:
 
 
 def _queued(head: Head | None) -> int:
-    return head.seq_count - head.applied if head and not head.closed else 0
+    return head.unfinished if head and not head.closed else 0
 
 
 def _error(row: RunRow, head: Head | None) -> dict[str, Any] | None:

@@ -100,7 +100,7 @@ def _run(redis: Redis, head: Head, bound: int) -> dict[str, Any]:
             "entries": head.entries,
             "last_seq": head.seq_count,
             "applied_seq": head.applied,
-            "waiting": head.seq_count - head.applied,
+            "waiting": head.unfinished,
             "unsealed": head.seq_count - head.base,
             # What Redis holds of its bodies and results, and the most that it can be asked to.
             "redis_bytes": head.unsealed_bytes,

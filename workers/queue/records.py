@@ -164,9 +164,14 @@ class Head:
         return self.running is not None or self.flying > 0
 
     @property
+    def unfinished(self) -> int:
+        """Operations that have not ended, but for those that wait for an earlier client_seq of their lane."""
+        return self.seq_count - self.applied + self.free + self.flying
+
+    @property
     def waits(self) -> bool:
         """Whether there is an operation that has not ended."""
-        return self.applied < self.seq_count or self.free > 0 or self.flying > 0
+        return self.unfinished > 0
 
     @property
     def recovery_s(self) -> float | None:
