@@ -18,6 +18,7 @@ from workers.queue.records import NewEntry, Past
 from workers.session.arrival import arrive
 from workers.session.events import OperationEvents
 from workers.session.rota import Rota
+from workers.session.sampling import Sampler
 from workers.session.session import Session, Worker
 from workers.text.rows import Row, pack_rows
 
@@ -57,10 +58,15 @@ class Sessions:
         self._base = self._base or load_base(self.model, threads=1, own=self.own)
         self._base.pause = self.pause
         events = OperationEvents(make_app(self.journal.settings), self.journal.settings, "w@h")
-        worker = Worker(f"w{epoch}@h", events, lambda: None, lambda: self.stopping, self.pause)
+        worker = Worker(
+            f"w{epoch}@h", events, lambda: None, lambda: self.stopping, self.pause, self._sampler()
+        )
         session = Session(self.journal, run_id, epoch, spec, self._base, self.model, worker)
         arrive(session, spec, 0.0)
         return session
+
+    def _sampler(self) -> Sampler:
+        return Sampler()
 
 
 class Together(Sessions):
@@ -69,10 +75,11 @@ class Together(Sessions):
     def __init__(self, journal: Journal, model: Path) -> None:
         """See Sessions."""
         super().__init__(journal, model)
-        self.breaths = 0
+        self.breaths, self.sampler = 0, Sampler()
         self.rota = Rota(
             journal,
             Executing(journal.settings.data_dir / "now"),
+            self.sampler,
             between=self._breathe,
             stopping=lambda: self.stopping,
             drop=self._drop,
@@ -85,6 +92,9 @@ class Together(Sessions):
             session = super().attach(run_id, epoch, **changes)
         self.rota.join(session)
         return session
+
+    def _sampler(self) -> Sampler:
+        return self.sampler
 
     def _breathe(self) -> None:
         self.breaths += 1

@@ -88,7 +88,7 @@ class Rota:
             turn = self._turns.next()
             taken = None if turn is None else self._execute(turn)
             self._work_between(alone=taken is None)
-            if taken is None and turn in (None, run_id) and not self.sampler.busy:
+            if taken is None and turn in (None, run_id) and not self._samples_go_on():
                 return False
             if time.monotonic() > leave_at:
                 return self._goes_on(run_id, until) or self._samples_go_on()
@@ -131,13 +131,12 @@ class Rota:
     def _work_between(self, *, alone: bool) -> None:
         """A share for the samples under way; `alone`: nothing else is there to do."""
         self._between()
-        if not self.sampler.busy:
-            return
-        with self.executing.of(self.sampler.oldest or self.executing.now):
-            if alone:
-                self.sampler.step()
-            else:
-                self.sampler.share()
+        if self.sampler.busy:
+            with self.executing.of(self.sampler.oldest):
+                if alone:
+                    self.sampler.step()
+                else:
+                    self.sampler.share()
         self._settle()
 
     def _settle(self) -> None:
@@ -173,7 +172,9 @@ class Rota:
         self._drop(run_id)
 
     def _samples_go_on(self) -> bool:
-        return self.sampler.busy and not self._stopping()
+        """Whether some are under way, or have ended and are not committed yet."""
+        flying = any(session.flights.busy for session in self.sessions.values())
+        return flying and not self._stopping()
 
     def _goes_on(self, run_id: str, until: int) -> bool:
         session = self.sessions.get(run_id)

@@ -167,7 +167,7 @@ class Session:
             self.admit_free()
             if self.work() is not None:
                 continue
-            if not self.worker.sampler.busy or self.worker.stopping():
+            if not self.flights.busy or self.worker.stopping():
                 return
             self.worker.sampler.step()
             self.settle()
