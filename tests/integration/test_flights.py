@@ -257,7 +257,8 @@ def test_a_saved_state_that_is_damaged_or_gone_is_named(sessions: Sessions, tmp_
     session.drain()
     place = where(sessions, "one")
     file = next((tmp_path / "store").rglob("adapter_model.safetensors"))
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for key, code in ((place["key"], "state_mismatch"), (place["key"] + "x", "not_found")):
         saved = {"run_id": RUN, "artifact": "one", **place, "key": key}
         (number,) = append(sessions, sample(1, source="saved", saved=saved))
