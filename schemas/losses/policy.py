@@ -36,6 +36,7 @@ REWARDS = {
 RATIO = {
     "ratio": "Mean of r over the tokens.",
     "approx_kl": "Mean of r − 1 − log r: how far the policy is from the sampler.",
+    "logprob_gap": "Mean of |lp − logprobs|; for samples of the very weights, the gap of their arithmetic.",
 }
 CLIP = {
     "clip_ratio/low_mean": "Share of tokens clipped below.",

@@ -45,9 +45,17 @@ def k3(log_ratios: Tensor) -> Tensor:
 
 
 def ratio_metrics(log_ratios: Tensor) -> Metrics:
-    """The mean ratio, and how far the policy is from the sampler, in nats."""
+    """The mean ratio, and how far the policy is from the sampler, in nats: as a divergence, and per token.
+
+    On tokens that were sampled from the weights of now, the latter is what the sampler's arithmetic and the
+    trainer's differ by.
+    """
     log_ratios = log_ratios.detach()
-    return {"ratio": mean(log_ratios.exp()), "approx_kl": mean(k3(log_ratios))}
+    return {
+        "ratio": mean(log_ratios.exp()),
+        "approx_kl": mean(k3(log_ratios)),
+        "logprob_gap": mean(log_ratios.abs()),
+    }
 
 
 def clip_metrics(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Metrics:

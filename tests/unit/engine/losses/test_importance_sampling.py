@@ -15,7 +15,8 @@ def test_equals_tinker() -> None:
     expected = -(ratio * padded["advantages"] * padded.mask).sum()
     counted = padded.mask != 0
     kl = (ratio - 1 - ratio.log())[counted].mean()
-    metrics = {"ratio": ratio[counted].mean(), "approx_kl": kl}
+    gap = (padded.logprobs - padded["logprobs"])[counted].abs().mean()
+    metrics = {"ratio": ratio[counted].mean(), "approx_kl": kl, "logprob_gap": gap}
     check("importance_sampling", padded, expected, metrics=metrics)
 
 
