@@ -545,7 +545,13 @@ def test_a_flushed_journal_is_put_back_from_memory(journal: Journal) -> None:
     journal.redis.flushall()
     with pytest.raises(Missing):
         journal.take(RUN, 3)
-    assert journal.reopen(RUN, "user_1", applied=1, base=1, entries=5, epoch=3, worker="w@h")
+    assert journal.reopen(
+        RUN, "user_1", applied=1, base=1, entries=5, epoch=3, worker="w@h", at_seq=4
+    )
+    held = journal.head(RUN)
+    # Nobody reads another seq in between than the one that it comes to.
+    assert held is not None
+    assert (held.hold, held.hold_info) == ("rolled_back", {"at_seq": 4})
     journal.rewind(
         RUN, 3, state_seq=4, known_from=1, recent=recent[1:], data=[{"step": i} for i in range(3)]
     )

@@ -84,14 +84,16 @@ class Supervision(History):
         epoch: int = 0,
         worker: str = "",
         base: int | None = None,
+        at_seq: int | None = None,
     ) -> bool:
         """Make a lost journal anew at `applied`, held as rolled back; False when there is one.
 
-        `epoch` and `worker` are those of a worker that lives; `base` is where its own records begin.
+        `epoch` and `worker` are those of a worker that lives; `base` is where its own records begin, and
+        `at_seq` to which seq it will put them back.
         """
         reply = self._call(
             "reopen", run_id, owner, self.settings.result_ttl_s, epoch, worker, applied,
-            applied if base is None else base, entries,
+            applied if base is None else base, entries, applied if at_seq is None else at_seq,
         )  # fmt: skip
         return bool(reply[0] == b"ok")
 

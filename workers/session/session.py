@@ -371,7 +371,7 @@ class Session:
         log.warning("%s: the journal has lost commits; they are put back", self.run_id)
         self.journal.reopen(
             self.run_id, self.owner, applied=known_from, entries=self.entries, epoch=self.epoch,
-            worker=self.worker.node, base=known_from,
+            worker=self.worker.node, base=known_from, at_seq=self.applied,
         )  # fmt: skip
         self.journal.rewind(
             self.run_id,
