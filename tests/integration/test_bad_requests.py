@@ -107,6 +107,7 @@ def minimal(path: str) -> dict[str, Any]:
         "forward": BATCH,
         "load_state": {"artifact": "a"},
         "sample": {"prompts": ["a"]},
+        "stream": {"prompts": ["a"]},
         "operations": {"operations": [{"kind": "optim_step"}]},
         "tokenize": {"text": "a"},
         "detokenize": {"token_ids": [1]},

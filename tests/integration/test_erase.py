@@ -152,6 +152,7 @@ def gone_everywhere(run: Run, future_id: str) -> None:
         "forward_backward": BATCH,
         "forward": BATCH,
         "sample": {"prompts": ["a"]},
+        "stream": {"prompts": ["a"]},
         "operations": {"operations": [{"kind": "optim_step"}]},
         "tokenize": {"text": "a"},
         "detokenize": {"token_ids": [1]},

@@ -23,6 +23,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "forward_backward": BATCH,
     "forward": BATCH,
     "sample": {"prompts": ["a"], "max_tokens": 1},
+    "stream": {"prompts": ["a"], "max_tokens": 1},
     "operations": {"operations": [{"kind": "optim_step"}]},
     "tokenize": {"text": "a"},
     "detokenize": {"token_ids": [1]},

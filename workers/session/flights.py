@@ -45,6 +45,8 @@ class Flight:
     outcome: Outcome | None = None
     stored: tuple[bytes, str] | None = None
     unsaid: list[dict[str, Any]] = field(default_factory=list)
+    # Nobody can cancel it.
+    of_past: bool = False
 
 
 class Flights:
@@ -96,6 +98,15 @@ class Flights:
         except Exception as error:
             flight.outcome = self._failed(taken, error)
         return flight
+
+    def alone(self, taken: Taken) -> Outcome:
+        """Sample to the end an operation of the past; what it comes to is not committed."""
+        flight = self.begin(taken)
+        flight.of_past = True
+        while flight.outcome is None:
+            self._sampler.step()
+        self.in_order.remove(flight)
+        return flight.outcome
 
     def landed(self, ticket: Ticket) -> None:
         """See Owner.landed."""
@@ -208,7 +219,11 @@ class Flights:
 
     def _look(self) -> None:
         """Ends those that somebody cancelled."""
-        flying = {flight.taken.number: ticket for ticket, flight in self._by_ticket.items()}
+        flying = {
+            flight.taken.number: ticket
+            for ticket, flight in self._by_ticket.items()
+            if not flight.of_past
+        }
         if not flying:
             return
         for number in self._journal.stops(self.run_id, self._epoch, list(flying)):

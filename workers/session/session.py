@@ -145,6 +145,8 @@ class Session:
         self.worker.pause()
         body = self.journal.body(past.body_ref, past.body)
         taken = _as_taken(self.run_id, past, body)
+        if taken.kind == "sample":
+            return self.flights.alone(taken)
         return self.primitives.execute(taken, past.record.get("plan"))
 
     def clear(self) -> None:
