@@ -215,6 +215,26 @@ def test_samples_go_on_while_a_long_operation_stands_still(
     assert seen == ["completed"]
 
 
+def test_what_has_no_room_waits_in_the_journal_with_a_position(sessions: Sessions) -> None:
+    session = sessions.attach(RUN, 1)
+    sampler = session.worker.sampler
+    assert sampler._base is not None
+    # Room for one row of a long sample.
+    sampler._generator = Generator(
+        sampler._base, cache_bytes=40 * sampler._base.decoder.cache_bytes_per_token
+    )
+    numbers = append(sessions, *(sample(seed, 30, source="base") for seed in range(2)))
+    fly(session, 2)
+    assert sampler.full
+    numbers += append(sessions, *(sample(seed, 30, source="base") for seed in range(2, 5)))
+    fly(session, 1)
+    waiting = sessions.journal.entries(RUN, numbers[2:])
+    places = sessions.journal.positions([one for one in waiting if one is not None])
+    assert list(places.values()) == [0, 1, 2]
+    session.drain()
+    assert {status(sessions, number) for number in numbers} == {"completed"}
+
+
 def test_a_stream_is_marked_where_it_begins_and_ends(sessions: Sessions) -> None:
     session = sessions.attach(RUN, 1)
     (number,) = append(sessions, sample(1, 5, stream=True))

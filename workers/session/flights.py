@@ -80,6 +80,8 @@ class Flights:
     @property
     def room(self) -> int:
         """How many more may begin."""
+        if self._sampler.full:
+            return 0
         return max(0, MOST - len(self.in_order) - len(self.free))
 
     def begin(self, taken: Taken) -> Flight:

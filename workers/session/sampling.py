@@ -46,6 +46,9 @@ class Sampler:
         self._generator: Generator | None = None
         self._owners: dict[Ticket, Owner] = {}
         self._rested_at = time.monotonic()
+        # Whether something had to wait for memory at the last step: what else comes waits in the journal,
+        # where its position is to be seen.
+        self.full = False
 
     def use(self, base: Base) -> None:
         """Sample on this base from now on; nothing is under way on another."""
@@ -75,12 +78,14 @@ class Sampler:
         """End a request with what it has got; its owner is not told."""
         if self._owners.pop(ticket, None) is not None and self._generator is not None:
             self._generator.cancel(ticket)
+            self.full = self._generator.waiting > 0
 
     def step(self) -> None:
         """One token for every sample under way."""
         if not self._owners or self._base is None or self._generator is None:
             return
         ended = self._stepped(self._base, self._generator)
+        self.full = self._generator.waiting > 0
         for ticket in ended:
             owner = self._owners.pop(ticket, None)
             if owner is not None:

@@ -211,8 +211,9 @@ class Session:
 
     def admit_free(self) -> None:
         """Begin samples that have no place in the order. Raises Fenced, Closed or a RedisError."""
+        room = self.flights.room
         try:
-            for taken in self.journal.take_free(self.run_id, self.epoch, self.flights.room):
+            for taken in self.journal.take_free(self.run_id, self.epoch, room) if room else ():
                 self.worker.events.started(taken)
                 self.flights.begin(taken)
         except (Held, Missing):
