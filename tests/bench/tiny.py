@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def through_the_stack(stack: RunningStack, client: SignalClient, bursts: int) ->
             run.optim_step, 150, before=lambda: run.forward_backward(ROW)
         ),
         "sample_1x16_ms": milliseconds(lambda: run.sample(["a"], max_tokens=16, stop=[]), 30),
+        "sample_n16x16_tokens_per_s": per_second(256, lambda: sample_many(run)),
+        "sample_64_requests_x16_tokens_per_s": per_second(1024, lambda: sample_at_once(run, 64)),
         "worker_ms": worker_times(run),
     }
     for name, burst in (("one_request_per_operation", one_by_one), ("batched_requests", batched)):
@@ -61,6 +64,28 @@ def through_the_stack(stack: RunningStack, client: SignalClient, bursts: int) ->
         }
     run.complete(save=False)
     return found
+
+
+def per_second(count: int, work: Callable[[], None], times: int = 10) -> dict[str, float]:
+    """So many of something per second, by repeats."""
+    speeds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        speeds.append(count / (time.perf_counter() - started))
+    return percentiles(speeds)
+
+
+def sample_many(run: SignalRun) -> None:
+    """16 samples of one prompt, 16 tokens each."""
+    run.sample(["a"], n=16, max_tokens=16, stop=[])
+
+
+def sample_at_once(run: SignalRun, count: int) -> None:
+    """So many requests of 16 tokens, all under way together."""
+    futures = [run.sample_async(["a"], max_tokens=16, stop=[], seed=at) for at in range(count)]
+    for future in futures:
+        future.result(timeout=120)
 
 
 def one_by_one(run: SignalRun) -> None:
