@@ -244,8 +244,8 @@ class Machine(RuleBasedStateMachine):
         with self.chaos.sql() as sql:
             rows = sql.execute("select run_id, slot_id from leases where released_at is null")
             held = rows.fetchall()
+        # Several runs may share a slot, never several workers a run.
         assert len({run for run, _ in held}) == len(held)
-        assert len({slot for _, slot in held}) == len(held)
 
     @invariant()
     def nothing_has_failed(self) -> None:
