@@ -108,6 +108,9 @@ class SlotKeeper:
 
     def take(self, lease: Lease) -> None:
         """Gives the slot a lease; the next step acts on it."""
+        for earlier in [it for it in self.tenancies if it.lease.run_id == lease.run_id]:
+            # Of the same run, and over: to let go of it now would be to let go of the run that comes back.
+            self._settle(earlier, parting.SUPERSEDED)
         self.tenancies.append(Tenancy(lease, self.slot, self._pool))
 
     def give_up(self, lease_id: int) -> None:
