@@ -60,6 +60,8 @@ class Rota:
         self._turns = Turns()
         self._looked_at = self._looked_free_at = 0.0
         self._standing_still = False
+        # Runs whose bell is taken since their samples began: only a look at what is next frees it.
+        self._unheard: set[str] = set()
 
     def join(self, session: Session) -> None:
         """Another run is here."""
@@ -68,6 +70,7 @@ class Rota:
     def leave(self, run_id: str) -> Session | None:
         """The run is not here any more; its session, if it was."""
         self._turns.forget(run_id)
+        self._unheard.discard(run_id)
         session = self.sessions.pop(run_id, None)
         if session is not None:
             session.flights.abandon()
@@ -88,11 +91,11 @@ class Rota:
             turn = self._turns.next()
             taken = None if turn is None else self._execute(turn)
             self._work_between(alone=taken is None)
-            if taken is None and turn in (None, run_id) and not self._samples_go_on():
+            if taken is None and turn in (None, run_id) and not self._must_go_on():
                 return False
             if time.monotonic() > leave_at:
-                return self._goes_on(run_id, until) or self._samples_go_on()
-        return self._samples_go_on()
+                return self._goes_on(run_id, until) or self._must_go_on()
+        return self._must_go_on()
 
     def pause(self) -> None:
         """An operation stands still between two of its micro-batches: a slice for the others.
@@ -149,6 +152,10 @@ class Rota:
                 session.settle()
             except (Fenced, Closed) as error:
                 self._let_go(run_id, error)
+                continue
+            if session.linger_s and not session.flights.busy:
+                self._unheard.add(run_id)
+                self._turns.wants(run_id)
 
     def _look_free(self) -> None:
         """Begins samples that have no place in their run's order."""
@@ -171,10 +178,10 @@ class Rota:
             return
         self._drop(run_id)
 
-    def _samples_go_on(self) -> bool:
-        """Whether some are under way, or have ended and are not committed yet."""
+    def _must_go_on(self) -> bool:
+        """Whether samples are under way or not committed yet, or a bell is to be freed."""
         flying = any(session.flights.busy for session in self.sessions.values())
-        return flying and not self._stopping()
+        return (flying or bool(self._unheard)) and not self._stopping()
 
     def _goes_on(self, run_id: str, until: int) -> bool:
         session = self.sessions.get(run_id)
@@ -183,6 +190,7 @@ class Rota:
     def _execute(self, run_id: str) -> Taken | None:
         """The run's next operation; None when it has none, or is let go of."""
         session = self.sessions[run_id]
+        self._unheard.discard(run_id)
         try:
             with self.executing.of(run_id):
                 taken = session.work(linger=len(self.sessions) == 1 and not self.sampler.busy)
