@@ -286,3 +286,22 @@ def test_a_saved_state_that_is_damaged_or_gone_is_named(sessions: Sessions, tmp_
         (entry,) = sessions.journal.entries(RUN, [number])
         assert entry is not None and entry.error is not None
         assert (entry.error["code"], entry.error["param"]) == (code, "weights")
+
+
+def test_a_coalesced_bell_is_free_again_when_the_samples_have_ended(
+    valkey: Valkey, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Else nobody would ring for what comes next."""
+    redis = connect(valkey.url)
+    redis.flushall()
+    settings = settings_for(tmp_path, valkey.url, doorbell="coalesced")
+    journal = Journal(redis, LocalStorage(tmp_path / "store"), settings)
+    journal.open_run(RUN, "user_1")
+    together = Together(journal, tiny_model)
+    together.attach(RUN, 1)
+    for source in ("live", "current", "live"):
+        rings = journal.append(RUN, [sample(1, 5, source=source)])[2]
+        assert rings
+        while together.rota.serve(RUN):
+            continue
+    redis.close()

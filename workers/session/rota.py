@@ -152,10 +152,14 @@ class Rota:
                 session.settle()
             except (Fenced, Closed) as error:
                 self._let_go(run_id, error)
-                continue
-            if session.linger_s and not session.flights.busy:
-                self._unheard.add(run_id)
-                self._turns.wants(run_id)
+            else:
+                self._hear(session)
+
+    def _hear(self, session: Session) -> None:
+        """Once the last of its samples has ended, it is to be looked at what is next."""
+        if session.linger_s and not session.flights.busy:
+            self._unheard.add(session.run_id)
+            self._turns.wants(session.run_id)
 
     def _look_free(self) -> None:
         """Begins samples that have no place in their run's order."""
@@ -210,9 +214,18 @@ class Rota:
 
     def _look(self) -> None:
         """Notes who has something to do; who is known to have needs no looking at."""
-        if time.monotonic() - self._looked_at < LOOK_S:
+        since = time.monotonic() - self._looked_at
+        if since < LOOK_S:
             return
-        self._brief([run_id for run_id in self.sessions if not self._turns.waits(run_id)])
+        # Of a run whose samples are under way only another sample may begin: that can wait a little longer.
+        patient = since < LOOK_FREE_S
+        self._brief(
+            [
+                run_id
+                for run_id, session in self.sessions.items()
+                if not self._turns.waits(run_id) and not (patient and session.flights.in_order)
+            ]
+        )
 
     def _brief(self, run_ids: Collection[str]) -> set[str]:
         """Those of these runs whose next operation is a small one; notes of all who have one."""

@@ -13,12 +13,12 @@ from schemas.errors import SignalError
 from workers.engine.base import Base
 from workers.engine.choose import Choice, Likeliest, Settings, choose_rows
 from workers.engine.generation.admission import Admission
+from workers.engine.generation.draws import drawn_by
 from workers.engine.generation.lane import Lane
 from workers.engine.generation.request import Request, check
 from workers.engine.generation.scoring import score
 from workers.engine.generation.ticket import Row, Ticket
 from workers.engine.memory import is_out_of_memory
-from workers.engine.random import uniforms
 
 
 class Generator:
@@ -201,11 +201,7 @@ class Generator:
             self._sample(lane, rows[half:], hidden[half:])
 
     def _chosen(self, lane: Lane, rows: Sequence[Row], hidden: Tensor) -> Choice:
-        drawn = uniforms(
-            [row.ticket.request.key for row in rows],
-            np.array([row.number for row in rows], np.int64),
-            np.array([len(row.sample.token_ids) for row in rows], np.int64),
-        )
+        drawn = np.array(drawn_by(rows))
         settings = Settings.of([row.settings for row in rows])
         logits = lane.logits(hidden, rows)
         return choose_rows(logits, torch.from_numpy(drawn).to(logits.device), settings)

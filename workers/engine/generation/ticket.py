@@ -69,6 +69,8 @@ class Row:
         """A row that may get no token has ended."""
         request = ticket.request
         self.ticket, self.number, self.prompt, self.limit = ticket, number, prompt, limit
+        # Random numbers of the tokens from this one on (`draws`).
+        self.draws_from, self.draws = 0, list[float]()
         # By arrival.
         self.order = (ticket.number, number)
         self._continuation = Continuation(request.rule, request.tokenizer, limit)
