@@ -2,7 +2,8 @@
 
 `make gpu-check`. Speed is that of a LoRA step (forward and backward, rank 16 on all linear layers) on 1B
 and 8B Llama shapes with random weights, 2048 tokens packed in bfloat16. Utilisation counts 4 N operations per
-token and the attention products, without recomputation, over the matmul peak measured in the same run.
+token and the attention products, without recomputation, over the matmul peak measured in the same run. And
+sampling (`gpu_sampling`).
 Without a GPU it says so and ends with 2.
 """
 
@@ -22,6 +23,7 @@ import torch
 from tests.bench.engine_peers import Engine, Peer, Rows, random_rows
 from tests.bench.gpu_models import SHAPES, write_model
 from tests.bench.gpu_numbers import check_numbers
+from tests.bench.gpu_sampling import AIMS, check_sampling, decoding
 
 LENGTHS = (1024, 512, 256, 128, 64, 64)
 WARM, MEASURED = 3, 8
@@ -39,13 +41,15 @@ def main() -> int:
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "matmul_tflops": round(matmul_peak(), 1),
-        "numbers": check_numbers(),
+        "numbers": [*check_numbers(), *check_sampling()],
     }
     found["speed"] = [line for name in SHAPES for line in speeds(name, found["matmul_tflops"])]
+    found["decoding"] = decoding("8B")
     print(table(found), file=sys.stderr)
     print(json.dumps(found, indent=2))
     engine = [line["mfu"] for line in found["speed"] if line["variant"] == "engine"]
     reached = bool(engine) and engine[-1] >= AIM
+    reached &= all(found["decoding"][name] >= aim for name, aim in AIMS.items())
     return 0 if reached and all(one["holds"] for one in found["numbers"]) else 1
 
 
@@ -152,6 +156,10 @@ def table(found: dict[str, Any]) -> str:
             f"{line['model']:6} {line['variant']:22} {line['tokens_per_s']:9} {line['mfu']:6.1%} "
             f"{line['peak_memory_gb']:8}"
         )
+    lines += ["", "decoding on 8B"]
+    for name, value in found["decoding"].items():
+        aim = f" (aim {AIMS[name]})" if name in AIMS else ""
+        lines.append(f"{name:26} {value:>10}{aim}")
     return "\n".join(lines)
 
 
