@@ -18,7 +18,7 @@ from schemas.errors import SignalError
 # Up to this size a body counts for nothing.
 SMALL_BYTES = 64 * 1024
 BODIES_BYTES = 32 * 1024 * 1024
-# More would only share the interpreter: a second one triples what a read waits for.
+# More would only share the interpreter: a second one doubles what a read waits for.
 TURNS = 1
 # At each gate; gunicorn has threads for so many and for everything else besides.
 MAX_WAITING = 256
