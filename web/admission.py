@@ -103,13 +103,17 @@ class Admission:
 
 
 def end_turn() -> None:
-    """Once the request only waits for others, or is over; without effect when it has no turn."""
+    """Before the request waits for anything; without effect when it has no turn."""
     turns: Gate | None = g.pop("admitted_turn", None)
     if turns is not None:
         turns.leave(1)
 
 
-def _end_request(error: BaseException | None) -> None:
+def end_work() -> None:
+    """Once the request only waits for its result, or is over: its turn and its body's place are given back.
+
+    A result may take long, and the body is gone from memory by then.
+    """
     end_turn()
     bodies, size = g.pop("admitted_body", (None, 0))
     if bodies is not None:
@@ -118,4 +122,8 @@ def _end_request(error: BaseException | None) -> None:
 
 def install(app: Flask) -> None:
     """Gives back at the end of every request what it has taken, however it ends."""
-    app.teardown_request(_end_request)
+
+    def end(error: BaseException | None) -> None:
+        end_work()
+
+    app.teardown_request(end)

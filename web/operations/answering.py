@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flask import Response, after_this_request
 
 from schemas.errors import SignalError
-from web.admission import end_turn
+from web.admission import end_turn, end_work
 from web.answers import raw_answer
 from web.context import services, user
 from web.futures.render import future_bytes
@@ -55,7 +55,7 @@ def append(facts: RunFacts, entries: Sequence[NewEntry]) -> tuple[list[Appended]
         # Nobody is to wait for storage because another has a large body.
         end_turn()
     appended = submit(s, facts, entries, f"c:{key}" if key else f"r:{secrets.token_hex(8)}")
-    end_turn()
+    end_work()
     replayed = key is not None and all(one.replayed for one in appended)
     return appended, {REPLAYED: "true"} if replayed else {}
 

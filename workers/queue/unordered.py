@@ -63,7 +63,7 @@ class Unordered(Supervision):
         self._fenced(
             self._call(
                 "commit_free", run_id, epoch, taken.number, taken.tag, outcome.status, *stored,
-                json.dumps(outcome.error) if outcome.error else "", json.dumps(outcome.data),
+                json.dumps(outcome.error) if outcome.error else "",
             )
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from web.admission import SMALL_BYTES, Admission, Gate
+from web.admission import SMALL_BYTES, Admission, Gate, end_turn, end_work
 from web.parsing import parse
 
 JSON = {"Content-Type": "application/json"}
@@ -134,3 +134,16 @@ def test_what_the_fast_reader_refuses_is_read_by_the_other(text: bytes) -> None:
     with pytest.raises(orjson.JSONDecodeError):
         orjson.loads(text)
     assert repr(parse(text + b" " * SMALL_BYTES)) == repr(parse(text))
+
+
+def test_who_waits_for_a_result_holds_neither_turn_nor_memory(app: Flask) -> None:
+    admission = Admission()
+    with app.test_request_context():
+        admission.take_body(2 * SMALL_BYTES)
+        admission.take_turn()
+        assert (admission.bodies.inside, admission.turns.inside) == (2 * SMALL_BYTES, 1)
+        end_turn()
+        assert (admission.bodies.inside, admission.turns.inside) == (2 * SMALL_BYTES, 0)
+        end_work()
+        end_work()
+        assert (admission.bodies.inside, admission.turns.inside) == (0, 0)

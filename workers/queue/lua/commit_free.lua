@@ -1,5 +1,5 @@
 -- Ends an entry that has no place in the order, fenced by the epoch. ARGV: epoch, n, tag, status, result, result_ref,
--- error, data (JSON for the projector). Answers {'ok'}, {'done'} (it has ended: this very commit was made before, or
+-- error. Answers {'ok'}, {'done'} (it has ended: this very commit was made before, or
 -- nobody waits for it any more), {'fenced'}, {'closed'}, {'missing'}.
 if not head('epoch') then return {'missing'} end
 if head('epoch') ~= ARGV[1] then return {'fenced'} end
