@@ -70,7 +70,7 @@ def request(session: Session, run_id: str, requirements: Mapping[str, Any]) -> N
 
     `requirements`: `base_model` and `config` (handed to the worker as they are, like `origin`, if
     given), `owner`, and optionally `kind` ("cpu" or "cuda") and `memory_bytes`; `shares`, by kind of device
-    what it would hold beside others (`gpu_pool.placement.Share`), and `dedicated` for a device of its own.
+    what it would hold beside others (`workers.footprint`), and `dedicated` for a device of its own.
     """
     missing = {"base_model", "config"} - requirements.keys()
     if missing:

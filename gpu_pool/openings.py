@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from gpu_pool.placement import Device, Opening, Request, Share
+from gpu_pool.placement import Device, Opening, Request
 from gpu_pool.tables import LeaseRequest, LeaseRow, SlotRow
+from workers.footprint import Footprint
 
 
 def openings(session: Session, slots: Iterable[SlotRow]) -> list[Opening]:
@@ -21,13 +22,13 @@ def openings(session: Session, slots: Iterable[SlotRow]) -> list[Opening]:
         .join(LeaseRequest, LeaseRequest.run_id == LeaseRow.run_id)
         .where(LeaseRow.released_at.is_(None), LeaseRow.slot_id.in_(rows))
     )
-    tenants: dict[int, list[Share | None]] = defaultdict(list)
+    tenants: dict[int, list[Footprint | None]] = defaultdict(list)
     for slot_id, wants in session.execute(held):
         tenants[slot_id].append(shares(wants).get(rows[slot_id].kind))
     return [as_opening(row, *tenants[row.id]) for row in rows.values()]
 
 
-def as_opening(row: SlotRow, *tenants: Share | None) -> Opening:
+def as_opening(row: SlotRow, *tenants: Footprint | None) -> Opening:
     """A slot with these runs on it."""
     return Opening(
         row.name,
@@ -53,9 +54,9 @@ def as_request(row: LeaseRequest, slot: SlotRow | None = None, *, moved: bool = 
     )
 
 
-def shares(wants: Mapping[str, Any]) -> dict[str, Share]:
+def shares(wants: Mapping[str, Any]) -> dict[str, Footprint]:
     """What a run would hold beside others, by kind of device; nothing for one that is to be alone, as for
     those of earlier versions, whose size nobody knows."""
     if wants.get("dedicated"):
         return {}
-    return {kind: Share(**found) for kind, found in wants.get("shares", {}).items()}
+    return {kind: Footprint(**found) for kind, found in wants.get("shares", {}).items()}

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from workers.footprint import Footprint
+
 
 class Warmth(IntEnum):
     """How ready the worker on a slot is; the higher, the sooner a run can start there."""
@@ -35,17 +37,6 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a run holds on a worker that it shares: a base, by a name that tells bases apart, and in bytes
-    that base, the run's own state, and the room in which an operation of it works."""
-
-    base: str
-    base_bytes: int = 0
-    own_bytes: int = 0
-    work_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Request:
     """What a queued run needs; `kind` None is any device, `memory_bytes` 0 any amount. `shares` says by kind
     of device what it would hold beside others; without one it shares with nobody.
@@ -61,7 +52,7 @@ class Request:
     memory_bytes: int = 0
     near: Device | None = None
     avoid: str = ""
-    shares: Mapping[str, Share] = field(default_factory=dict)
+    shares: Mapping[str, Footprint] = field(default_factory=dict)
     long: bool = False
 
 
@@ -77,7 +68,7 @@ class Opening:
     model: str | None = None
     device: str = ""
     host: str = ""
-    tenants: tuple[Share | None, ...] = ()
+    tenants: tuple[Footprint | None, ...] = ()
     most: int = 1
 
 
@@ -106,7 +97,7 @@ def fits(request: Request, slot: Opening) -> bool:
     return not slot.tenants or _joins(request.shares.get(slot.kind), slot)
 
 
-def _joins(share: Share | None, slot: Opening) -> bool:
+def _joins(share: Footprint | None, slot: Opening) -> bool:
     """The base is there once, and one operation at a time works."""
     everyone = [one for one in (share, *slot.tenants) if one is not None]
     if len(everyone) <= len(slot.tenants) or len(everyone) > slot.most:

@@ -27,9 +27,9 @@ class Footprint:
     a snapshot is written from; and the room in which an operation on its longest row works."""
 
     base: str
-    base_bytes: int
-    own_bytes: int
-    work_bytes: int
+    base_bytes: int = 0
+    own_bytes: int = 0
+    work_bytes: int = 0
 
 
 def precision(config: Mapping[str, Any], kind: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gpu_pool.leasing import LONG, Idle, making_room
-from gpu_pool.placement import Opening, Request, Share
+from gpu_pool.placement import Footprint, Opening, Request
 
 
 def idle(
-    name: str, seconds: float, kind: str = "cpu", memory: int = 10, *beside: Share | None
+    name: str, seconds: float, kind: str = "cpu", memory: int = 10, *beside: Footprint | None
 ) -> Idle:
     """A run that is named as its slot."""
     return Idle(name, seconds, Opening(name, kind, memory, tenants=beside, most=8))
@@ -39,16 +39,18 @@ def test_whoever_is_idle_for_very_long_leaves_in_any_case() -> None:
 
 
 def test_one_of_several_leaves_only_for_a_run_that_could_join_the_others() -> None:
-    shared = idle("a", 300, "cpu", 10, Share("m"))
-    alike = Request("run_1", "m", shares={"cpu": Share("m")})
-    other = Request("run_2", "n", shares={"cpu": Share("n")})
+    shared = idle("a", 300, "cpu", 10, Footprint("m"))
+    alike = Request("run_1", "m", shares={"cpu": Footprint("m")})
+    other = Request("run_2", "n", shares={"cpu": Footprint("n")})
     assert chosen([shared], alike) == ["a"]
     assert chosen([shared], other) == []
     assert chosen([shared], Request("run_3", "m")) == []
 
 
 def test_where_all_are_idle_all_leave_for_one_that_needs_the_slot() -> None:
-    pair = [Idle(name, 200, Opening("a", "cpu", 10, tenants=(Share("m"),))) for name in ("x", "y")]
+    pair = [
+        Idle(name, 200, Opening("a", "cpu", 10, tenants=(Footprint("m"),))) for name in ("x", "y")
+    ]
     alone = Request("run_1", "m")
     assert chosen(pair, alone) == ["x", "y"]
     assert chosen(pair[:1], alone) == []

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_pool.placement import Device, Opening, Request, Share, Warmth, fits, place, suits
+from gpu_pool.placement import Device, Footprint, Opening, Request, Warmth, fits, place, suits
 
 GIB = 1024**3
 
@@ -104,11 +104,11 @@ def test_a_placed_run_fits_and_no_older_one_does(
 
 
 def sharer(run_id: str, base: str = "m", *, own: int = 1, **more: Any) -> Request:
-    return Request(run_id, base, shares={"cpu": Share(base, 10, own, 5)}, **more)
+    return Request(run_id, base, shares={"cpu": Footprint(base, 10, own, 5)}, **more)
 
 
 def shared(name: str, count: int, base: str = "m", *, most: int = 8) -> Opening:
-    tenants = (Share(base, 10, 1, 5),) * count
+    tenants = (Footprint(base, 10, 1, 5),) * count
     return Opening(name, "cpu", 30, Warmth.WARM, base, tenants=tenants, most=most)
 
 
@@ -136,7 +136,7 @@ def test_the_base_counts_once_and_so_does_the_room_to_work() -> None:
     assert not fits(sharer("run_1"), shared("a", 1, "n"))
     assert not fits(Request("run_1", "m"), shared("a", 1))
     assert not fits(sharer("run_1"), Opening("a", "cpu", 30, tenants=(None,), most=8))
-    assert not fits(sharer("run_1"), Opening("a", "cuda", 30, tenants=(Share("m"),), most=8))
+    assert not fits(sharer("run_1"), Opening("a", "cuda", 30, tenants=(Footprint("m"),), most=8))
 
 
 def test_who_has_waited_long_for_a_slot_is_not_joined_away_from_it() -> None:
