@@ -126,23 +126,7 @@ class Journal(Unordered):
     def _as_taken(self, run_id: str, reply: list[Any]) -> Taken | None:
         if self._fenced(reply)[0] == b"empty":
             return None
-        ref = reply[4].decode()
-        return Taken(
-            run_id=run_id,
-            number=int(reply[1]),
-            seq=int(reply[2]),
-            kind=reply[3].decode(),
-            body=self.body(ref, reply[5]),
-            body_ref=ref,
-            submitted_at=float(reply[6]),
-            started_at=float(reply[7]),
-            tokens=int(reply[8]),
-            doomed_by=int(reply[9]) if reply[9] else None,
-            tag=reply[10].decode(),
-            lane=reply[11].decode(),
-            client_seq=int(reply[12]) if reply[12] else None,
-            digest=reply[13].decode(),
-        )
+        return self._taken(run_id, reply[1:])
 
     def peek(self, runs: Sequence[tuple[str, int]]) -> list[Ahead]:
         """What is next in several runs, each with the epoch of the caller's lease, without taking it."""

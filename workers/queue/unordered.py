@@ -15,7 +15,7 @@ from workers.queue import keys
 from workers.queue.records import Entry, Outcome, Taken
 from workers.queue.supervision import Supervision
 
-_FIELDS = 11
+_FIELDS = 13
 
 
 class Unordered(Supervision):
@@ -35,22 +35,23 @@ class Unordered(Supervision):
         return [int(count) for count in pipe.execute()]
 
     def _taken(self, run_id: str, row: Sequence[bytes]) -> Taken:
-        number, kind, ref, body, submitted, started, tokens, tag, lane, client_seq, digest = row
+        """From what `begin` of the scripts gives."""
+        ref = row[3].decode()
         return Taken(
             run_id=run_id,
-            number=int(number),
-            seq=0,
-            kind=kind.decode(),
-            body=self.body(ref.decode(), body),
-            body_ref=ref.decode(),
-            submitted_at=float(submitted),
-            started_at=float(started),
-            tokens=int(tokens),
-            doomed_by=None,
-            tag=tag.decode(),
-            lane=lane.decode(),
-            client_seq=int(client_seq) if client_seq else None,
-            digest=digest.decode(),
+            number=int(row[0]),
+            seq=int(row[1]),
+            kind=row[2].decode(),
+            body=self.body(ref, row[4]),
+            body_ref=ref,
+            submitted_at=float(row[5]),
+            started_at=float(row[6]),
+            tokens=int(row[7]),
+            doomed_by=int(row[8]) if row[8] else None,
+            tag=row[9].decode(),
+            lane=row[10].decode(),
+            client_seq=int(row[11]) if row[11] else None,
+            digest=row[12].decode(),
         )
 
     def commit_free(

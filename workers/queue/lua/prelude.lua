@@ -58,6 +58,17 @@ local function admit(n)
   redis.call('HSET', P .. 'e:' .. n, 'seq', seq)
 end
 
+-- Marks an entry as running, and gives what its worker is told: n, seq, kind, body_ref, body, sub, start, tokens,
+-- doom_seq, tag, lane, cseq, digest.
+local function begin(n, seq, doomed, at)
+  local e = redis.call('HMGET', P .. 'e:' .. n, 'kind', 'body', 'sub', 'start', 'tok', 'tag', 'lane', 'cseq', 'digest')
+  local start = e[4] or stamp(at)
+  redis.call('HSET', P .. 'e:' .. n, 'status', 'running', 'start', start)
+  local body = ''
+  if e[2] == '' then body = redis.call('GET', P .. 'b:' .. n) or '' end
+  return {n, seq, e[1], e[2], body, e[3], start, e[5], doomed, e[6], e[7], e[8], e[9]}
+end
+
 -- An optim_step that is queued behind a failed forward_backward must not step on half a batch.
 local function doom(n, kind, status, seq)
   if kind == 'forward_backward' and status == 'failed' then

@@ -1,7 +1,7 @@
 -- The next eligible entry, marked as running. ARGV: epoch, '1' when the worker goes on listening (the
 -- bell then stays taken, so that nobody sends a message). Entries that ended before their turn
 -- (cancelled, past their deadline) are passed over in order.
--- Answers {'entry', n, seq, kind, body_ref, body, sub, start, tokens, doom_seq, tag, lane, cseq, digest},
+-- Answers {'entry', what `begin` gives},
 -- {'empty'}, {'held'}, {'fenced'}, {'closed'}, {'missing'}.
 if not head('epoch') then return {'missing'} end
 if head('epoch') ~= ARGV[1] then return {'fenced'} end
@@ -20,25 +20,19 @@ while true do
     return {'empty'}
   end
   local seq = applied + 1
-  local e = redis.call('HMGET', P .. 'e:' .. n, 'status', 'kind', 'dl', 'body', 'sub', 'start', 'tok', 'on_error',
-    'tag', 'lane', 'cseq', 'digest')
+  local e = redis.call('HMGET', P .. 'e:' .. n, 'status', 'kind', 'dl', 'on_error')
   local status, kind = e[1], e[2]
   if status == 'pending' and tonumber(e[3]) < at then
     finish(n, 'failed', '{"code":"deadline_exceeded","message":"The operation did not begin before its deadline.","retryable":false}', at)
     status = 'failed'
   end
   if status == 'pending' or status == 'running' then
-    local start = e[6] or stamp(at)
-    redis.call('HSET', P .. 'e:' .. n, 'status', 'running', 'start', start)
     redis.call('HSET', P .. 'head', 'running', n)
     local doomed = ''
-    if kind == 'optim_step' and e[8] ~= 'continue' and tonumber(n) <= tonumber(head('doom_upto') or '-1') then
+    if kind == 'optim_step' and e[4] ~= 'continue' and tonumber(n) <= tonumber(head('doom_upto') or '-1') then
       doomed = head('doom_seq')
     end
-    local body = ''
-    if e[4] == '' then body = redis.call('GET', P .. 'b:' .. n) or '' end
-    return {'entry', n, seq, kind, e[4], body, e[5], start, e[7], doomed,
-      e[9], e[10], e[11], e[12]}
+    return {'entry', unpack(begin(n, seq, doomed, at))}
   end
   applied = seq
   redis.call('HSET', P .. 'head', 'applied', applied)
