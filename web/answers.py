@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
 from flask import Response
+
+STREAM = "text/event-stream"
 
 
 def encode(body: Any) -> bytes:
@@ -25,6 +28,16 @@ def raw_answer(
 ) -> Response:
     """A JSON answer from bytes that are JSON already."""
     return Response(body, status, headers, mimetype="application/json")
+
+
+def event_stream(
+    lines: Iterator[bytes], place: ExitStack, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Server-Sent Events; `place` is given back when the stream ends, however it does."""
+    response = Response(lines, 200, headers, mimetype=STREAM)
+    response.headers["X-Accel-Buffering"] = "no"
+    response.call_on_close(place.close)
+    return response
 
 
 def splice(body: Mapping[str, Any], key: str, raw: bytes | None) -> bytes:

@@ -11,7 +11,7 @@ from flask.views import MethodView
 
 from schemas.errors import Detail, SignalError, raise_all
 from schemas.events import EventsQuery, RunEventList
-from web.answers import json_answer
+from web.answers import STREAM, event_stream, json_answer
 from web.context import services, user
 from web.events import service
 from web.events.service import Page, event_body
@@ -21,7 +21,6 @@ from web.runs.facts import NO_RUN
 
 blp = Blueprint("events", __name__, description="What happens to a run.")
 
-STREAM = "text/event-stream"
 RESUME = "Last-Event-ID"
 _PAGE = 100
 _GREATEST = 2**53
@@ -93,10 +92,7 @@ def _stream(run_id: str, after: int) -> Response:
     place = ExitStack()
     place.enter_context(s.long_poll())
     lines = stream(s.hub, run_id, after, lambda last: service.page(s.db, run_id, last, _PAGE))
-    response = Response(lines, mimetype=STREAM)
-    response.headers["X-Accel-Buffering"] = "no"
-    response.call_on_close(place.close)
-    return response
+    return event_stream(lines, place)
 
 
 def _wants_stream() -> bool:

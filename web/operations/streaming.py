@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from flask import Response
 
 from schemas.errors import SignalError
-from web.answers import encode
+from web.answers import encode, event_stream
 from web.context import Services, services
 from web.futures.render import future_bytes
 from web.futures.service import FutureRef, Futures
@@ -24,7 +24,6 @@ from web.runs.facts import RunFacts
 from workers.queue import tokens
 from workers.queue.records import Entry, NewEntry
 
-STREAM = "text/event-stream"
 # A client that has gone is only noticed by writing to it.
 _BEAT_MS = 1_000
 LONGEST_S = 900.0
@@ -65,10 +64,7 @@ def stream(facts: RunFacts, entry: NewEntry) -> Response:
     ref = FutureRef(facts.run_id, appended[0].entry, appended[0].tag)
     first = as_appended(facts, entry, appended[0])
     watched = Watched(services(), futures(), ref, first, request_id())
-    response = Response(_lines(watched), mimetype=STREAM, headers=headers)
-    response.headers["X-Accel-Buffering"] = "no"
-    response.call_on_close(place.close)
-    return response
+    return event_stream(_lines(watched), place, headers)
 
 
 def _lines(watched: Watched) -> Iterator[bytes]:

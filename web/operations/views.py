@@ -15,7 +15,7 @@ from schemas.operations import (
     OperationsRequest,
 )
 from schemas.results import RESULTS, Future, FutureList, OperationList
-from web.answers import encode, list_of, raw_answer
+from web.answers import STREAM, encode, list_of, raw_answer
 from web.context import services, user
 from web.errors import validation_error
 from web.futures.render import operation_body
@@ -29,7 +29,7 @@ from web.operations.answering import (
     target_of,
 )
 from web.operations.compile import Target, compile_operation, gather
-from web.operations.streaming import STREAM, stream
+from web.operations.streaming import stream
 from web.parsing import Blueprint
 from web.runs.facts import RunFacts
 from workers.queue.records import Entry, NewEntry
