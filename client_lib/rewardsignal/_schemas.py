@@ -304,12 +304,24 @@ class Timings(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRow(Record):
+    """One row of a loss: a preference gives two, the chosen one first, a group one per response."""
+
+    example: int
+    """Index in batch_data of what the row was made of."""
+    logprobs: list[Any]
+    """Of the row's targets, in nats; K each where given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBackwardResult(Record):
     """Answer of forward_backward."""
 
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "rows": ScoredRow,
         "timings": Timings,
     }
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     seq: int
     step: int
@@ -325,6 +337,8 @@ class ForwardBackwardResult(Record):
     """L2 norm of this call's gradient."""
     metrics: dict[str, float]
     """Of the loss, by the names in docs/losses.md; and input_tokens."""
+    rows: list[ScoredRow] | None = None
+    """null unless `logprobs` asked for them."""
     timings: Timings
 
 
