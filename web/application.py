@@ -23,6 +23,7 @@ from web.models.views import blp as models
 from web.operations.views import blp as operations
 from web.parsing import refuse_query
 from web.runs.views import blp as runs
+from web.tinker.views import blp as tinker
 from web.tokenization.views import blp as tokenization
 from web.version import VERSION
 from workers.settings import Settings
@@ -59,5 +60,6 @@ def build(settings: Settings | None = None) -> Flask:
     for blp in (*lives, operations, futures, tokenization, metrics, artifacts, models, health):
         api.register_blueprint(blp)
     app.register_blueprint(docs)
+    app.register_blueprint(tinker)
     register_document(app, api)
     return app

@@ -99,7 +99,7 @@ def _forward_backward(request: Mapping[str, Any], target: Target, path: str) -> 
     }
     if request["logprobs"]:
         body["logprobs"] = True
-        _check_answer(sum(len(row.targets) for row in rows), f"{path}logprobs")
+        check_answer(sum(len(row.targets) for row in rows), f"{path}logprobs")
     return Compiled(_pack(body), sum(map(len, rows)))
 
 
@@ -139,12 +139,12 @@ def _forward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
         param=f"{path}batch_data",
     )
     numbers = sum(len(row.targets) + 2 * request["top_k"] * len(row) for row in rows)
-    _check_answer(numbers, f"{path}top_k")
+    check_answer(numbers, f"{path}top_k")
     body = {"top_k": request["top_k"], "rows": pack_rows(rows)}
     return Compiled(_pack(body), sum(map(len, rows)))
 
 
-def _check_answer(numbers: int, param: str) -> None:
+def check_answer(numbers: int, param: str) -> None:
     """Raises SignalError validation_error for an answer of too many numbers, which `param` asks for."""
     if numbers > MAX_ANSWER_NUMBERS:
         raise SignalError(
