@@ -144,9 +144,7 @@ def _joined() -> Select[CheckpointRow, ModelRow, str]:
     )
 
 
-def _found(
-    db: Database, query: Select[CheckpointRow, ModelRow, str]
-) -> Iterator[Checkpoint]:
+def _found(db: Database, query: Select[CheckpointRow, ModelRow, str]) -> Iterator[Checkpoint]:
     with db.reading() as session:
         rows = session.execute(query).all()
     now = datetime.now(UTC)

@@ -16,11 +16,12 @@ from web.tinker.tables import ModelRow, SamplerRow, SessionRow
 NO_SESSION = "There is no such session, or it is not yours."
 
 
-def create(db: Database, user_id: str, about: Mapping[str, Any]) -> str:
-    """A new session's id."""
-    session_id = f"ses_{secrets.token_hex(8)}"
+def create(db: Database, user_id: str, about: Mapping[str, Any], name: str | None = None) -> str:
+    """A new session's id; one of this `name` (16 hex digits) is made once."""
+    session_id = f"ses_{name or secrets.token_hex(8)}"
     with db.writing() as session:
-        session.add(SessionRow(session_id=session_id, user_id=user_id, about=dict(about)))
+        if _find(session, session_id) is None:
+            session.add(SessionRow(session_id=session_id, user_id=user_id, about=dict(about)))
     return session_id
 
 
