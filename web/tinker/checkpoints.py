@@ -17,12 +17,11 @@ from schemas.errors import SignalError
 from web.artifacts import service as artifacts
 from web.context import services, user
 from web.history.saved import Saved, check_fits, find_saved
-from web.tinker.tables import CheckpointRow, ModelRow, SessionRow
+from web.tinker.tables import EXTERNAL, LIVE, SAMPLER, TRAINING, CheckpointRow, ModelRow, SessionRow
 from workers.storage import artifact_key
 from workers.storage.protocol import MANIFEST
 
 SCHEME = "tinker://"
-TRAINING, SAMPLER, EXTERNAL, LIVE = "weights", "sampler_weights", "external_weights", "live"
 TYPES = {TRAINING: "training", SAMPLER: "sampler", EXTERNAL: "external"}
 _LETTER = {TRAINING: "w", SAMPLER: "s", EXTERNAL: "x", LIVE: "live"}
 NO_CHECKPOINT = "There is no such checkpoint, or it is not yours, or it has expired."

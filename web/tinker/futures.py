@@ -15,6 +15,7 @@ from web.operations.answering import futures
 from web.tinker import checkpoints, models, outputs
 from web.tinker.samplers import model_of
 from web.tinker.sampling import LAST_N
+from web.tinker.tables import EXTERNAL, LIVE, SAMPLER, TRAINING
 from workers.queue.records import Entry
 
 PROTOBUF = "application/x-protobuf"
@@ -99,14 +100,14 @@ def _saved(entry: Entry, result: dict[str, Any]) -> dict[str, Any]:
     found = checkpoints.of_artifact(services().db, entry.run_id, result["name"])
     if found is None:
         raise SignalError("future_expired")
-    if found.row.kind == checkpoints.LIVE:
+    if found.row.kind == LIVE:
         return {"type": "save_weights_for_sampler", "sampling_session_id": found.row.sampler_id}
     names = {
-        checkpoints.TRAINING: "save_weights",
-        checkpoints.SAMPLER: "save_weights_for_sampler",
-        checkpoints.EXTERNAL: "save_weights_external",
+        TRAINING: "save_weights",
+        SAMPLER: "save_weights_for_sampler",
+        EXTERNAL: "save_weights_external",
     }
-    size = {"size_bytes": result["size_bytes"]} if found.row.kind == checkpoints.EXTERNAL else {}
+    size = {"size_bytes": result["size_bytes"]} if found.row.kind == EXTERNAL else {}
     return {"type": names[found.row.kind], "path": found.path, **size}
 
 

@@ -14,14 +14,16 @@ from gpu_pool.database import Database
 from schemas.errors import SignalError
 from schemas.runs import RunCreate
 from web.context import services, user
-from web.operations.answering import append, target_of
-from web.operations.compile import Target, compile_operation
+from web.operations.answering import target_of
+from web.operations.compile import Target
 from web.runs.access import runs
+from web.runs.ending import complete_soon
 from web.runs.facts import RunFacts
 from web.runs.service import Draft
 from web.tinker import sessions
 from web.tinker.checkpoints import Checkpoint, fitting
 from web.tinker.requests import load
+from web.tinker.sweeping import end_oldest
 from web.tinker.tables import ModelRow, SessionRow
 from workers.canonical import digest
 
@@ -122,7 +124,7 @@ def _make(
     if known is None:
         labels = {SESSION_LABEL: request["session_id"], MODEL_LABEL: model_id}
         run_id = run_id_of(model_id)
-        runs().create(Draft(run_id, user().id, base_model, config, model_id, labels, origin))
+        _create(Draft(run_id, user().id, base_model, config, model_id, labels, origin))
         with db.writing() as session:
             if _row(session, model_id) is None:
                 row = ModelRow(
@@ -139,6 +141,19 @@ def _make(
         text = "The session has made another model under this number."
         raise SignalError("client_seq_conflict", text, param="model_seq_id")
     return model_id
+
+
+def _create(draft: Draft) -> None:
+    """Make the run; where the user has too many, the longest vanished client's make room."""
+    while True:
+        try:
+            runs().create(draft)
+        except SignalError as error:
+            s = services()
+            if error.code != "run_limit" or not end_oldest(s.db, s.journal, user().id):
+                raise
+        else:
+            return
 
 
 def find(db: Database, model_id: str) -> ModelRow | None:
@@ -200,6 +215,4 @@ def complete_all(session_id: str) -> None:
     """Let every run of a session end behind what is queued; one that is held or over stays as it is."""
     for row in sessions.models_of(services().db, session_id):
         with suppress(SignalError):
-            own = target_of(row.run_id)
-            entry = compile_operation("complete", {"save": False, "name": None}, own)
-            append(own.facts, [entry])
+            complete_soon(row.run_id)

@@ -10,8 +10,8 @@ from web.answers import rfc3339
 from web.context import services, user
 from web.runs.access import runs
 from web.tinker import checkpoints, models, sessions
-from web.tinker.checkpoints import SAMPLER, TRAINING, TYPES, Checkpoint
-from web.tinker.tables import ModelRow, SessionRow
+from web.tinker.checkpoints import TYPES, Checkpoint
+from web.tinker.tables import SAMPLER, TRAINING, ModelRow, SessionRow
 
 
 def cursor(offset: int, limit: int, total: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from web.context import services, user
 from web.history.saved import find_saved
 from web.operations.compile import Target
 from web.tinker import checkpoints, models, sessions
-from web.tinker.tables import ModelRow, SamplerRow
+from web.tinker.tables import LIVE, ModelRow, SamplerRow
 from workers.canonical import digest
 
 NO_SAMPLER = "There is no such sampling session, or it is not yours."
@@ -92,7 +92,7 @@ def of_live_weights(target: Target, request: Mapping[str, Any]) -> str:
         raise SignalError("client_seq_conflict", text, param="sampling_session_seq_id")
     if known is None:
         seq = request["seq_id"]
-        artifact = checkpoints.artifact_name(checkpoints.LIVE, sampler_id, seq)
+        artifact = checkpoints.artifact_name(LIVE, sampler_id, seq)
         inflight = request["kind"] == "inflight"
         weights = _named(CURRENT) if inflight else _saved(target.facts.run_id, artifact)
         _add(

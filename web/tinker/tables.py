@@ -15,6 +15,8 @@ from gpu_pool.database import Base, UtcDateTime, utc_now
 
 _BIG = BigInteger().with_variant(Integer(), "sqlite")
 _JSON = JSON(none_as_null=True)
+# Kinds of checkpoints; the last has no name and is for one sampling session.
+TRAINING, SAMPLER, EXTERNAL, LIVE = "weights", "sampler_weights", "external_weights", "live"
 
 
 class SessionRow(Base):
@@ -79,7 +81,6 @@ class CheckpointRow(Base):
 
     id: Mapped[int] = mapped_column(_BIG, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"))
-    # weights, sampler_weights, external_weights; or live: no name, for one sampling session.
     kind: Mapped[str] = mapped_column(String(16))
     name: Mapped[str] = mapped_column(String(100))
     seq: Mapped[int] = mapped_column(BigInteger)

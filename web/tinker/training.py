@@ -25,6 +25,7 @@ from web.tinker.requests import (
     SaveWeights,
     load,
 )
+from web.tinker.tables import EXTERNAL, LIVE, SAMPLER, TRAINING
 from workers.text.rows import pack_rows
 
 _OPTIM_STEP, _LOAD = OptimStep(), LoadWeights()
@@ -69,8 +70,8 @@ def save_weights(body: Mapping[str, Any]) -> Response:
         request = load(_SAVE, body)
         name, seq = request["path"], request["seq_id"]
         if not request["overwrite"]:
-            _check_free(request["model_id"], checkpoints.TRAINING, name, seq)
-        return _save(target, request, checkpoints.TRAINING, name, "state")
+            _check_free(request["model_id"], TRAINING, name, seq)
+        return _save(target, request, TRAINING, name, "state")
 
     return _in_lane(body, "save_state", compiled)
 
@@ -81,8 +82,8 @@ def save_external(body: Mapping[str, Any]) -> Response:
     def compiled(target: Target) -> Compiled:
         request = load(_SAVE_EXTERNAL, body)
         name = request["path"]
-        _check_free(request["model_id"], checkpoints.EXTERNAL, name, request["seq_id"])
-        return _save(target, request, checkpoints.EXTERNAL, name, "adapter")
+        _check_free(request["model_id"], EXTERNAL, name, request["seq_id"])
+        return _save(target, request, EXTERNAL, name, "adapter")
 
     return _in_lane(body, "save_state", compiled)
 
@@ -93,11 +94,9 @@ def save_for_sampler(body: Mapping[str, Any]) -> Response:
     def compiled(target: Target) -> Compiled:
         request = load(_SAVE_FOR_SAMPLER, body)
         if request["path"] is not None:
-            return _save(target, request, checkpoints.SAMPLER, request["path"], "adapter")
+            return _save(target, request, SAMPLER, request["path"], "adapter")
         sampler_id = samplers.of_live_weights(target, request)
-        return _save(
-            target, request, checkpoints.LIVE, sampler_id, "adapter", sampler_id=sampler_id
-        )
+        return _save(target, request, LIVE, sampler_id, "adapter", sampler_id=sampler_id)
 
     return _in_lane(body, "save_state", compiled)
 
