@@ -33,10 +33,8 @@ def retrieve(request_id: str) -> Response:
             return json_answer(_made(prefix, request_id.removeprefix(prefix)))
     text, _, last_n = request_id.partition(LAST_N)
     ref = own_ref(text)
-    entry = futures().entry(ref)
-    if not entry.finished:
-        with services().long_poll():
-            entry = futures().wait(ref, services().settings.max_poll_s)
+    with services().long_poll():
+        entry = futures().wait(ref, services().settings.max_poll_s)
     if not entry.finished:
         return _pending(request_id, entry)
     return _finished(entry, int(last_n) if last_n.isdigit() else None)

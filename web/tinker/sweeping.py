@@ -1,7 +1,7 @@
 """What happens by itself: clients that vanish, checkpoints whose time is over. No Flask.
 
 A client says every ten seconds that it is there. One that has not for `client_gone_s` has its runs paused,
-with a snapshot, once what it had queued is done: their device is free, and an operation of a client that comes
+with a snapshot, once what it had queued is done: their device is free, and what a client sends that comes
 back resumes them. After `result_ttl_s` its session is over. The projector calls `sweep`.
 """
 
