@@ -110,14 +110,14 @@ class _Adam(Input):
 class OptimStep(_Sequenced):
     """POST optim_step."""
 
-    adam_params = fields.Nested(_Adam, required=True)
+    adam_params = fields.Nested(_Adam)
     optimizer_params = OneOf()
 
-    @validates_schema(skip_on_field_errors=False)
+    @validates_schema
     def _only_adam(self, data: dict[str, Any], **_: Any) -> None:
-        if "optimizer_params" in data:
-            message = "Only AdamW is supported: send adam_params."
-            raise ValidationError(message, "optimizer_params")
+        name = "optimizer_params" if "optimizer_params" in data else "adam_params"
+        if name not in data or name == "optimizer_params":
+            raise ValidationError("Only AdamW is supported: send adam_params alone.", name)
 
 
 class SaveWeights(_Sequenced):
