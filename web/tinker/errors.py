@@ -11,6 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from schemas.errors import SignalError
+from web.admission import end_work
 from web.answers import json_answer
 from web.errors import as_signal_error, extra_headers, handle
 from web.middleware import request_id
@@ -47,6 +48,7 @@ def answer(error: Exception) -> Response:
         handle(error)  # for the log
     status = status_of(known)
     if request.endpoint in POLLS and status >= 500:
+        end_work()
         time.sleep(HOLD_S)
         status = 429
     headers = extra_headers(error)

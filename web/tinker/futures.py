@@ -8,6 +8,7 @@ import orjson
 from flask import Response
 
 from schemas.errors import SignalError
+from web.admission import end_work
 from web.answers import json_answer
 from web.context import services
 from web.futures.views import own_ref
@@ -33,6 +34,8 @@ def retrieve(request_id: str) -> Response:
             return json_answer(_made(prefix, request_id.removeprefix(prefix)))
     text, _, last_n = request_id.partition(LAST_N)
     ref = own_ref(text)
+    # A poll has a body, and must not keep others from theirs while it waits.
+    end_work()
     with services().long_poll():
         entry = futures().wait(ref, services().settings.max_poll_s)
     if not entry.finished:

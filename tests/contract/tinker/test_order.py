@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -114,3 +116,20 @@ def test_a_sample_is_cancelled(wire: Wire) -> None:
     )
     wire.ok("cancel_future", request_id=long["request_id"])
     assert wire.result(long).json()["code"] == "cancelled"
+
+
+def test_a_poll_that_waits_keeps_nobody_from_anything(stack: RunningStack, wire: Wire) -> None:
+    model = wire.model()
+    unanswerable = wire.step(model, 2).json()["request_id"]
+    with ThreadPoolExecutor(8) as pool:
+        others = [Wire(stack) for _ in range(4)]
+        polls = [
+            pool.submit(other.post, "retrieve_future", request_id=unanswerable) for other in others
+        ]
+        time.sleep(1.0)
+        begun = time.monotonic()
+        assert wire.number(wire.loss(model, 1)) > 0
+        assert time.monotonic() - begun < 10
+        assert {poll.result().status_code for poll in polls} == {200}
+    for other in others:
+        other.close()
