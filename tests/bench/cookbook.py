@@ -110,8 +110,8 @@ def math_rl(place: Place) -> dict[str, Any]:
     """Reinforcement learning on sums."""
     rows = place.recipe(
         "math_rl.train", "math",
-        env="arithmetic", model_name="primed/model", groups_per_batch=16, group_size=16,
-        max_tokens=8, max_steps=15, learning_rate=3e-3,
+        env="arithmetic", model_name="primed/model", groups_per_batch=16, group_size=8,
+        max_tokens=6, max_steps=12, learning_rate=3e-3,
     )  # fmt: skip
     seconds = sorted(column(rows, "time/total"))[len(rows) // 2]
     found = moved(column(rows, "env/all/reward/total"), up=True, by=0.02)
@@ -134,8 +134,8 @@ def guess_number(place: Place) -> dict[str, Any]:
     """Several turns for each answer."""
     rows = place.recipe(
         "multiplayer_rl.guess_number.train", "guess",
-        model_name="primed/model", batch_size=16, group_size=8, max_tokens=10, eval_every=0,
-        save_every=0, max_steps=12, learning_rate=3e-3,
+        model_name="primed/model", batch_size=4, group_size=8, max_tokens=10, eval_every=0,
+        save_every=0, max_steps=10, learning_rate=3e-3,
     )  # fmt: skip
     return moved(column(rows, "env/all/reward/total"), up=True, by=0.2)
 
