@@ -258,21 +258,6 @@ class Retrieve(Request):
     allow_metadata_only = StrictBoolean(load_default=False)
 
 
-class _Target(Input):
-    type = fields.String(load_default="sampling_session")
-    sampling_session_id = fields.String(required=True, validate=_ID)
-    cloned_sampler_id = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
-
-
-class RetrieveMany(Request):
-    """POST retrieve_futures."""
-
-    target = fields.Nested(_Target, required=True)
-    prev_cursor = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
-    timeout = FiniteFloat(load_default=None, allow_none=True, validate=validate.Range(0, 60))
-    retrieved_request_ids = fields.List(fields.String(), load_default=list)
-
-
 class WeightsInfo(Request):
     """POST weights_info."""
 
