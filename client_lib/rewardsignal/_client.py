@@ -10,6 +10,7 @@ from typing import Any, Self, Unpack
 
 import httpx2
 
+from rewardsignal._by_run_id import ByRunId
 from rewardsignal._exceptions import AuthenticationError
 from rewardsignal._files import write_tokenizer
 from rewardsignal._futures import APIFuture
@@ -22,7 +23,7 @@ from rewardsignal._transport import Transport, encode, segment
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
 
-class SignalClient:
+class SignalClient(ByRunId):
     """Connects to a Signal server; safe to share between threads.
 
     `api_key` and `base_url` default to SIGNAL_API_KEY and SIGNAL_BASE_URL (without either, the address
@@ -49,6 +50,7 @@ class SignalClient:
             url, key, timeout=timeout, retry_for=retry_for, transport=transport
         )
         self._poller = Poller(self._transport)
+        super().__init__()
 
     @property
     def base_url(self) -> str:
@@ -58,6 +60,10 @@ class SignalClient:
     def models(self) -> list[Model]:
         """The models that runs can be made of."""
         return ModelList.from_dict(self._transport.get("/models").body).data
+
+    def list_models(self) -> list[str]:
+        """The names of the models."""
+        return [model.name for model in self.models()]
 
     def tokenizer_files(self, model: str) -> TokenizerFiles:
         """The files of a model's tokenizer, with their text."""
