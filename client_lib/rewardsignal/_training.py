@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import length_hint
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -103,7 +104,8 @@ class TrainingClient:
         """
         losses, norms, step = [], [], self.run.info.current_step
         under_way: deque[_Pair] = deque()
-        total = len(batches) if isinstance(batches, Sized) else None
+        # By its length where it has one; batches by tokens have the method and no length.
+        total = length_hint(batches) or None
         shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         with tqdm(total=total, unit="batch", disable=not shown) as bar:
 
