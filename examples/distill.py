@@ -91,7 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--teacher", help="RUN/ARTIFACT of a state saved with save_state")
     parser.add_argument("--system", default=SYSTEM, help="what the base is told as the teacher")
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
     parser.add_argument("--samples", type=int, default=4, help="samples per prompt")
     parser.add_argument("--max-tokens", type=int, default=24)

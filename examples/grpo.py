@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model", default="smollm2-135m-instruct", help="a name of `signal models`"
     )
     parser.add_argument("--data", type=Path, help="JSONL of prompt and answer; by default sums")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--questions", type=int, default=8, help="questions per step")
     parser.add_argument("--group", type=int, default=8, help="answers per question")
     parser.add_argument("--max-tokens", type=int, default=8)

@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def reward(text: str) -> float:
-    """The share of letters that are not e; 0 without a letter."""
-    letters = [c for c in text.lower() if c.isalpha()]
-    return sum(c != "e" for c in letters) / len(letters) if letters else 0.0
+    """The share of words that have no e; 0 without a word."""
+    words = [word for word in text.lower().split() if any(map(str.isalpha, word))]
+    return sum("e" not in word for word in words) / len(words) if words else 0.0
 
 
 def features(texts: Sequence[str], max_tokens: int) -> list[list[float]]:
@@ -111,15 +111,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default="smollm2-135m-instruct", help="a name of `signal models`"
     )
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
-    parser.add_argument("--samples", type=int, default=8, help="samples per prompt")
-    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=6, help="samples per prompt")
+    parser.add_argument("--max-tokens", type=int, default=20)
     parser.add_argument(
         "--epochs", type=int, default=2, help="optimizer steps per batch of samples"
     )
     parser.add_argument("--lam", type=float, default=0.95, help="λ of the advantages")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--window", type=int, default=3, help="steps that before and after are of")
     args = parser.parse_args(argv)
     if args.steps < 1:

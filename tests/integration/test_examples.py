@@ -80,8 +80,8 @@ def test_grpo() -> None:
 
 @pytest.mark.usefixtures("_server")
 def test_ppo() -> None:
-    found = short("ppo", "--steps", 9, "--lr", 5e-3)
-    assert found["after"] > found["before"] + 0.06
+    found = short("ppo", "--steps", 12, "--lr", 5e-3, "--samples", 8)
+    assert found["after"] > found["before"] + 0.2
     first, last = found["critic"]
     assert last < first / 4
 
@@ -152,7 +152,7 @@ def test_rewards_are_what_they_say() -> None:
     assert sums("3 + 4 = 7", 7) == pytest.approx(1 + 0.2 * 3 / 9)
     assert sums("70", 7) == 0.2
     assert sums("", 7) == sums("seven", 7) == 0.0
-    assert lipogram("Eel") == pytest.approx(1 / 3)
+    assert lipogram("A big Eel - 42!") == pytest.approx(2 / 3)
     assert lipogram("42 !") == 0.0
     assert len(example("grpo").sums()) == 81
 
