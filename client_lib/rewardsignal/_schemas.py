@@ -10,6 +10,17 @@ from rewardsignal._records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account(Record):
+    """GET /me: whose key the request was sent with."""
+
+    object: str
+    user_id: str
+    name: str
+    key_id: str
+    """The public part of the key; its other part is in no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactFile(Record):
     """A file of an artifact."""
 

@@ -94,11 +94,21 @@ def test_without_a_right_key_there_is_a_401(
     client.environ_base.pop("HTTP_AUTHORIZATION")
     typo = api_key[:-1] + ("a" if api_key[-1] != "a" else "b")
     headers = {} if header is None else {"Authorization": header.format(typo=typo)}
-    for path in ("/runs", "/models", "/no/such/path"):
+    for path in ("/runs", "/models", "/me", "/no/such/path"):
         answer = client.get(path, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert answer.get_json()["error"]["code"] == "unauthorized"
+
+
+def test_a_key_tells_whose_it_is(client: FlaskClient, api_key: str) -> None:
+    body = client.get("/me").get_json()
+    assert (body["object"], body["name"]) == ("user", "ann")
+    assert body["user_id"].startswith("user_")
+    assert body["key_id"] == api_key.split("-")[2]
+    # Also when it is sent with the spaces that the header may have.
+    padded = client.get("/me", headers={"Authorization": f"bearer  {api_key} "})
+    assert padded.get_json() == body
 
 
 def test_only_these_paths_answer_without_a_key(client: FlaskClient) -> None:
