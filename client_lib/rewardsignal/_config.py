@@ -84,7 +84,7 @@ def resolve(api_key: str | None, base_url: str | None) -> Profile:
     if key:
         return Profile(found.base_url if found else DEFAULT_BASE_URL, key)
     if found is None:
-        raise AuthenticationError(_no_key(url))
+        raise AuthenticationError(_no_key(url, stored))
     return Profile(url or found.base_url, found.api_key)
 
 
@@ -163,9 +163,10 @@ def _same(one: str, other: str) -> bool:
     return one.rstrip("/").lower() == other.rstrip("/").lower()
 
 
-def _no_key(url: str | None) -> str:
-    of = f" of {url}" if url else ""
+def _no_key(url: str | None, stored: Profiles) -> str:
+    of = f" of {url}" if url else " in use"
+    names = ", ".join(sorted(stored.by_name))
     return (
-        f"No API key: pass api_key, set SIGNAL_API_KEY, or store one with `signal login`; "
-        f"{path()} has none{of}."
+        f"No API key: pass api_key, set SIGNAL_API_KEY, or store one with `signal login`; {path()} has "
+        + (f"{names}, but none{of} (`signal use NAME`)." if names else "none.")
     )

@@ -65,29 +65,32 @@ class _Log:
         self._server, self._run = server, run
         self._seq, self._event = after_seq, 0
         self._ended = False
-        # From after_seq on, the events of then; without it, all.
-        self._since: str | None = None if after_seq == 0 else ""
 
     def lines(self, follow: bool) -> Iterator[Line]:
         """What there is, then with `follow` what comes until the run has ended."""
+        later = self._seq > 0
         numbers = {row.seq: row.metrics for row in self._run.metrics().metrics if row.seq}
-        yield from heapq.merge(self._operations(0.0, numbers), list(self._events()))
+        done = list(self._operations(0.0, numbers))
+        # Who asks for the later operations wants no events from before them.
+        events = [one for one in self._events() if not later or (done and one.at >= done[0].at)]
+        yield from heapq.merge(done, events)
         while follow and not self._ended:
-            new = list(self._operations(HELD_S, None))
+            new = list(self._operations(HELD_S, {}))
             yield from heapq.merge(new, list(self._events()))
         if follow:
-            yield from self._operations(0.0, None)
+            yield from self._operations(0.0, {})
 
     def _operations(
-        self, held: float, numbers: Mapping[int, Mapping[str, float]] | None
+        self, held: float, numbers: Mapping[int, Mapping[str, float]]
     ) -> Iterator[Line]:
-        """Finished operations; their numbers as given, else from each one's result."""
+        """Finished operations; those that are newer than the numbers have them in their results."""
+        newest = max(numbers, default=0)
         while True:
             page = self._run.operations(self._seq, wait=held, limit=PAGE)
             for one in page.data:
                 self._seq = one.seq
-                found = self._result(one) if numbers is None else numbers.get(one.seq, {})
-                yield _operation_line(one, found)
+                new = one.seq > newest
+                yield _operation_line(one, self._result(one) if new else numbers.get(one.seq, {}))
             if not page.has_more:
                 return
 
@@ -109,7 +112,7 @@ class _Log:
         except SignalAPIError:
             # Its time is over, which is no reason to end the log.
             return {}
-        plain = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        plain = {n: v for n, v in result.items() if type(v) is float and n != "loss_sum"}
         return {**plain, **result.get("metrics", {})}
 
 

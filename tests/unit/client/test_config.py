@@ -17,13 +17,10 @@ HOME = Profile("https://home.test", "sk-home")
 AWAY = Profile("https://away.test/", "sk-away")
 
 
-@pytest.fixture(autouse=True)
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of the test, which is not there yet; and nothing in the environment."""
-    for name in ("SIGNAL_API_KEY", "SIGNAL_BASE_URL", "SIGNAL_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SIGNAL_CONFIG_DIR", str(tmp_path / "config"))
-    return tmp_path / "config" / "profiles.json"
+@pytest.fixture
+def file(config_file: Path) -> Path:
+    """The file of the test, which is not there yet."""
+    return config_file
 
 
 def test_the_folder_of_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,7 +106,9 @@ def test_a_stored_key_goes_to_its_own_server_alone(monkeypatch: pytest.MonkeyPat
     _config.save("default", HOME)
     assert _config.resolve(None, "https://AWAY.test").api_key == "sk-away"
     monkeypatch.setenv("SIGNAL_BASE_URL", "https://elsewhere.test")
-    with pytest.raises(rs.AuthenticationError, match=r"none of https://elsewhere\.test"):
+    with pytest.raises(
+        rs.AuthenticationError, match=r"has default, local, but none of https://elsewhere\.test"
+    ):
         rs.SignalClient()
 
 
@@ -130,6 +129,14 @@ def test_no_key_says_where_keys_are_looked_for(file: Path) -> None:
         rs.SignalClient()
     for place in ("api_key", "SIGNAL_API_KEY", "signal login", str(file)):
         assert place in str(caught.value)
+
+
+def test_after_a_logout_the_others_are_named() -> None:
+    _config.save("local", AWAY)
+    _config.save("default", HOME)
+    _config.forget("default")
+    with pytest.raises(rs.AuthenticationError, match="has local, but none in use"):
+        rs.SignalClient()
 
 
 def test_a_key_is_not_shown() -> None:
