@@ -10,6 +10,7 @@ from typing import Any, Self, Unpack
 import httpx2
 
 from rewardsignal import _config
+from rewardsignal._by_run_id import ByRunId
 from rewardsignal._files import write_tokenizer
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import given
@@ -19,7 +20,7 @@ from rewardsignal._schemas import Model, ModelList, Run, RunList, RunOptions, To
 from rewardsignal._transport import Transport, encode, segment
 
 
-class SignalClient:
+class SignalClient(ByRunId):
     """Connects to a Signal server; safe to share between threads.
 
     `api_key` and `base_url` default to SIGNAL_API_KEY and SIGNAL_BASE_URL, then to the profile that
@@ -48,6 +49,7 @@ class SignalClient:
             transport=transport,
         )
         self._poller = Poller(self._transport)
+        super().__init__()
 
     @property
     def base_url(self) -> str:
@@ -57,6 +59,10 @@ class SignalClient:
     def models(self) -> list[Model]:
         """The models that runs can be made of."""
         return ModelList.from_dict(self._transport.get("/models").body).data
+
+    def list_models(self) -> list[str]:
+        """The names of the models."""
+        return [model.name for model in self.models()]
 
     def tokenizer_files(self, model: str) -> TokenizerFiles:
         """The files of a model's tokenizer, with their text."""

@@ -108,9 +108,9 @@ class Pipeline:
 
     def _add(self, kind: str, body: Mapping[str, Any]) -> APIFuture[Any]:
         with self._lock:
-            future, content = self._submitter.hold(kind, body, self.flush)
-            self._held.append((future, content))
-            self._size += len(content)
+            future, held = self._submitter.hold(kind, body, self.flush)
+            self._held += held
+            self._size += sum(len(content) for _, content in held)
             if len(self._held) >= self._most or self._size >= MAX_BYTES:
                 self.flush()
             return future

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one call: `loss_sum` in nats, its gradient [P] in the master's dtype with its L2 norm, `metrics`,
-    and the `plan` that repeats it, as JSON."""
+    """Of one call: `loss_sum` in nats, its gradient [P] in the master's dtype with its L2 norm, `metrics` as
+    means and the counts that they are over, and the `plan` that repeats it, as JSON."""
 
     loss_sum: float
     gradient: Tensor
     norm: float
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, float]]
     plan: dict[str, Any]
 
 

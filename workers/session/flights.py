@@ -175,6 +175,7 @@ class Flights:
             top_p=body["top_p"],
             top_k=body["top_k"],
             min_p=body.get("min_p", 0.0),
+            first_row=body.get("first_row", 0),
             stop_strings=tuple(body["stop_strings"]),
             stop_token_ids=tuple(body["stop_token_ids"]),
             top_logprobs=body.get("top_logprobs", 0),

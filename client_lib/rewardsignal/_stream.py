@@ -1,0 +1,125 @@
+"""A sample token by token: Server-Sent Events in, tokens out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from rewardsignal._exceptions import SignalAPIError, SignalConnectionError, from_failed_future
+from rewardsignal._futures import APIFuture
+from rewardsignal._poller import Poller
+from rewardsignal._schemas import SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class StreamToken:
+    """A token of a sample under way.
+
+    `prompt` and `sample` say of which, `text` is what it adds for sure (the last bytes of a character wait
+    for its end). `restart`: a worker was lost, every token so far is void and comes again; it has no token.
+    """
+
+    prompt: int = 0
+    sample: int = 0
+    token_id: int | None = None
+    logprob: float | None = None
+    text: str = ""
+    restart: bool = False
+
+
+class SampleStream:
+    """The tokens of one sample as they come; made by `run.stream_sample()`.
+
+    Iterate over it; leaving it (`with`, `close`) before its end cancels the sample. Afterwards `result()`
+    is the whole answer, as `sample` gives it.
+    """
+
+    def __init__(self, poller: Poller, run_id: str, path: str, body: bytes) -> None:
+        """Submits the sample; raises what the server refuses."""
+        self._exit = ExitStack()
+        self._lines = self._exit.enter_context(poller.transport.events(path, body))
+        self._result: SampleResult | None = None
+        self.future: APIFuture[SampleResult] = APIFuture(poller, run_id, "sample")
+        self._events = _events(self._lines)
+        self._request_id = self._lines.headers.get("X-Request-Id")
+        name, first = next(self._events, ("", {}))
+        if name != "future":
+            self.close()
+            raise SignalConnectionError("The stream of the sample ended before it began.")
+        self.future.bind(first, self._request_id)
+
+    def __iter__(self) -> Iterator[StreamToken]:
+        """The tokens, in the order in which they were sampled. Raises OperationFailedError.
+
+        A connection that breaks is no end of the sample: the tokens stop, and `result()` has them all.
+        """
+        try:
+            for name, data in self._events:
+                if name == "token":
+                    yield _token(data)
+                elif name == "restart":
+                    yield StreamToken(restart=True)
+                elif name == "result":
+                    self._result = SampleResult.from_dict(data)
+                elif name == "error":
+                    raise from_failed_future("failed", data["error"], self._request_id)
+        finally:
+            self.close()
+
+    def result(self, timeout: float | None = None) -> SampleResult:
+        """The whole answer; what has not been read of the stream is read, and given away."""
+        for _ in self:
+            pass
+        return self._result or self.future.result(timeout)
+
+    def close(self) -> None:
+        """Hang up: a sample that has not ended is cancelled."""
+        self._exit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SampleStream of {self.future!r}>"
+
+
+def _token(data: Mapping[str, Any]) -> StreamToken:
+    return StreamToken(
+        prompt=data["prompt"],
+        sample=data["sample"],
+        token_id=data["token_id"],
+        logprob=data.get("logprob"),
+        text=data["text"] or "",
+    )
+
+
+def _events(response: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a response, which may break off: then they just end."""
+    name, data = "", ""
+    try:
+        for line in response.iter_lines():
+            if line.startswith("event:"):
+                name = line[6:].strip()
+            elif line.startswith("data:"):
+                data += line[5:].strip()
+            elif not line and name:
+                yield name, json.loads(data)
+                name, data = "", ""
+    except (httpx2.TransportError, httpx2.StreamError):
+        return
+    except ValueError as error:
+        raise SignalAPIError(f"The server sent an event that is no JSON: {error}") from error
