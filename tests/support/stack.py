@@ -80,14 +80,17 @@ def signal(*arguments: object, **run: Any) -> str:
 
 
 def attempt(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    *arguments: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    text: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `signal …` to its end, well or not."""
+    """Runs `signal …` to its end, well or not; `text` is its standard input."""
     return subprocess.run(
         [SIGNAL, *map(str, arguments)],
         cwd=cwd,
         env=environment() | (env or {}),
-        stdin=subprocess.DEVNULL,
+        input=text,
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rewardsignal._cli.options import client, json_option, run_argument
-from rewardsignal._cli.output import emit_line, note, styled
+from rewardsignal._cli.output import emit_line, note
 from rewardsignal._cli.sample import given, sampling_options
 from rewardsignal._cli.sampling import sampled_run, say
 from rewardsignal._run import SignalRun
@@ -58,7 +58,7 @@ class _Conversation:
     def _heard(self) -> str | None:
         """The next turn of the user; None at the end."""
         try:
-            line = input(styled(PROMPT, bold=True)) if self._live else sys.stdin.readline()
+            line = input(PROMPT) if self._live else sys.stdin.readline()
         except EOFError:
             click.echo()
             return None

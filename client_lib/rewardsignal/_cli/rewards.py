@@ -15,7 +15,8 @@ from typing import Any
 
 Reward = Callable[[str, Mapping[str, Any]], float]
 
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# A minus between two numbers is none of the second's.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
 
 
 def number(text: str, row: Mapping[str, Any]) -> float:

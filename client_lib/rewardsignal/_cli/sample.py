@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from rewardsignal._cli.options import client, json_option, run_argument
-from rewardsignal._cli.output import emit, styled
+from rewardsignal._cli.output import emit_line, styled
 from rewardsignal._cli.sampling import sampled_run, say, streamed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,7 +75,7 @@ def sample(
             return None
         result = run.sample([asked], n=n, **wanted)
     if as_json:
-        return emit(result.to_dict())
+        return emit_line(result.to_dict())
     for place, one in enumerate(result.samples[0], 1):
         click.echo(styled(f"--- {place} of {n} ({one.finish_reason})", dim=True))
         say(one.text)

@@ -75,7 +75,7 @@ def streamed(run: SignalRun, prompt: Any, options: Mapping[str, Any]) -> Sample:
 
     A lost worker begins again: off a terminal, where nothing can be taken back, only the end is printed.
     """
-    live, shown = sys.stdout.isatty(), ""
+    live, shown = on_terminal(), ""
     with run.stream_sample([prompt], **options) as stream:
         for token in stream:
             if token.restart:
@@ -101,5 +101,10 @@ def _void(shown: str) -> str:
 
 def say(text: str) -> None:
     """A piece of a model's text, at once; on a terminal without what would control it."""
-    click.echo(printable(text, keep="\n\t") if sys.stdout.isatty() else text, nl=False)
+    click.echo(printable(text, keep="\n\t") if on_terminal() else text, nl=False)
     sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Whether a reader sees it as it comes."""
+    return sys.stdout.isatty()
