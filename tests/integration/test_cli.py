@@ -369,8 +369,7 @@ def test_a_sample_is_shown_as_it_is_made_and_ctrl_c_cancels_it(
 ) -> None:
     arguments = ("sample", run.run_id, "Once", "--max-tokens", 1900, "--temperature", 1)
     with terminal(env, tmp_path, *arguments) as screen:
-        while len(screen.shown) < 20:
-            assert screen._more()
+        screen.grow(20)
         screen.type(CTRL_C)
         assert screen.end() == 130
     assert run.sample("a", max_tokens=1).samples
@@ -399,9 +398,7 @@ def test_chat(signal: Signal, env: dict[str, str], run: rs.SignalRun, tmp_path: 
         screen.expect("> ")
         screen.type("Hello" + ENTER)
         screen.expect("Hello\r\n")
-        seen = len(screen.shown)
-        while len(screen.shown) < seen + 10:
-            assert screen._more()
+        screen.grow(10)
         screen.type(CTRL_C)
         screen.expect("\n> ")
         # At the prompt, Ctrl-C gives up what was typed.

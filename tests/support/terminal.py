@@ -47,6 +47,13 @@ class Terminal:
         begin, self._read = self._read, found + len(text)
         return self.shown[begin : self._read]
 
+    def grow(self, count: int) -> None:
+        """Wait until so many more characters have been shown."""
+        wanted, deadline = len(self.shown) + count, time.monotonic() + TIMEOUT_S
+        while len(self.shown) < wanted:
+            assert time.monotonic() < deadline, f"nothing comes after {self.shown!r}"
+            assert self._more(), f"ended: {self.shown!r}"
+
     def type(self, text: str) -> None:
         """As from the keyboard."""
         os.write(self._file, text.encode())

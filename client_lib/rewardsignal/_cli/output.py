@@ -55,13 +55,14 @@ def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
 def table(rows: Sequence[Sequence[Any]], width: int | None) -> list[str]:
     """The rows as lines with aligned columns, cut to `width` cells if that is given.
 
-    The first column is never cut: it is what the other commands take.
+    The first column is cut last: it is what the other commands take.
     """
     texts = [[printable("-" if cell is None else str(cell)) for cell in row] for row in rows]
     widths = [max(map(cells, column)) for column in zip(*texts, strict=True)]
     if width is not None:
         widths = _narrowed(widths, width)
-    return [GAP.join(map(fit, row, widths)).rstrip() for row in texts]
+    lines = [GAP.join(map(fit, row, widths)).rstrip() for row in texts]
+    return lines if width is None else [fit(line, width).rstrip() for line in lines]
 
 
 def _narrowed(widths: list[int], width: int) -> list[int]:
