@@ -10,9 +10,10 @@ from hashlib import blake2b
 def shuffled(count: int, seed: int, epoch: int = 0) -> Sequence[int]:
     """The numbers 0 to count - 1 in an order that depends on `seed` and `epoch` alone.
 
-    A Fisher-Yates shuffle whose draws are counted, not generated one from the other: draw i is BLAKE2b, with
-    a digest of eight bytes read as little-endian, over the text "SEED:EPOCH:i". (`random.shuffle` promises the
-    same order only within one version of Python.) Takes 8 bytes and about a microsecond per number.
+    A Fisher-Yates shuffle whose draws are counted, not generated one from the other: draw i is BLAKE2b,
+    with a digest of eight bytes read as little-endian, over the text "SEED:EPOCH:i". (`random.shuffle`
+    promises the same order only within one version of Python.) Takes 8 bytes and about a microsecond per
+    number.
     """
     order = array("Q", range(count))
     begun = blake2b(f"{seed}:{epoch}:".encode(), digest_size=8)

@@ -34,7 +34,7 @@ def test_the_widest_columns_are_cut_and_the_first_one_last() -> None:
     rows = [("run_0123456789abcdef", "a very long name indeed", "ready")]
     assert table(rows, 40) == ["run_0123456789abcdef  a very lon…  ready"]
     # What is still too wide ends where the terminal does.
-    assert table(rows, 30) == ["run_0123456789abcdef  a ver…  …"]
+    assert table(rows, 30) == ["run_0123456789abcdef  a ver… …"]
     assert table(rows, 10) == ["run_01234…"]
 
 
