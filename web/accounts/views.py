@@ -19,9 +19,9 @@ class MeView(MethodView):
 
     @blp.response(200, Account, description="The user that the key belongs to.")
     def get(self) -> Response:
-        """Who am I?
+        """Read whose key it is
 
-        Tells whether a key is valid, and whose it is.
+        Tells a client whether its key is valid, and which user it belongs to.
         """
         found = user()
         body = {"object": "user", "user_id": found.id, "name": found.name, "key_id": g.key_id}

@@ -1,4 +1,4 @@
-"""`signal up`, `down`, `status`, `keys create` and `doctor`: the server's part of the command line.
+"""`signal up`, `down`, `status`, `keys` and `doctor`: the server's part of the command line.
 
 The client's command finds these through the entry-point group `rewardsignal.commands`, so this module
 imports nothing heavy until a command runs.
@@ -147,6 +147,37 @@ def create(user: str, data_dir: Path | None, as_json: bool) -> None:
 
     key = accounts.create_key(_folder(data_dir), user)
     click.echo(json.dumps({"user": user, "api_key": key}) if as_json else key)
+
+
+@keys.command("list")
+@_data_dir
+@_json
+@_plainly
+def list_keys(data_dir: Path | None, as_json: bool) -> None:
+    """All keys: whose, how old, when last used. The keys themselves are stored nowhere."""
+    from web.stack import accounts
+
+    found = accounts.list_keys(_folder(data_dir))
+    if as_json:
+        return click.echo(json.dumps(found, indent=1))
+    width = max([len("USER"), *(len(str(key["user"])) for key in found)])
+    click.echo(f"{'KEY':<12}  {'USER':<{width}}  {'CREATED':<20}  LAST USED")
+    for key in found:
+        used = "revoked" if key["revoked_at"] else key["last_used_at"] or "-"
+        click.echo(f"{key['key_id']}  {key['user']:<{width}}  {key['created_at']}  {used}")
+    return None
+
+
+@keys.command()
+@click.argument("key_id", metavar="KEY")
+@_data_dir
+@_plainly
+def revoke(key_id: str, data_dir: Path | None) -> None:
+    """Make a key useless. KEY is its id, as `signal keys list` and `signal whoami` show it."""
+    from web.stack import accounts
+
+    accounts.revoke_key(_folder(data_dir), key_id)
+    click.echo(f"{key_id} opens nothing any more.")
 
 
 @click.command()

@@ -83,7 +83,7 @@ def whoami(as_json: bool) -> None:
 )  # fmt: skip
 @json_option
 def logout(profile: str | None, as_json: bool) -> None:
-    """Forget a stored key. The key itself stays valid on its server."""
+    """Forget a stored key. The key itself stays valid until its server's operator revokes it."""
     name = profile or os.environ.get("SIGNAL_PROFILE") or _config.load().current
     forgotten = name is not None and _config.forget(name)
     if profile and not forgotten:

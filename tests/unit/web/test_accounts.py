@@ -43,6 +43,19 @@ def test_a_wrong_secret_with_a_known_public_id_opens_nothing(db: Database) -> No
     assert service.user_of_key(db, forged) is None
 
 
+def test_keys_are_listed_without_what_opens_anything(db: Database) -> None:
+    texts = [service.create_key(db, name)[1] for name in ("ann", "bob", "ann")]
+    ids = [keys.public_id(text) or "" for text in texts]
+    service.revoke_key(db, ids[1])
+    listed = service.list_keys(db)
+    assert sorted((key.id, key.user) for key in listed) == sorted(
+        zip(ids, ("ann", "bob", "ann"), strict=True)
+    )
+    assert [key.id for key in listed if key.revoked_at] == [ids[1]]
+    assert [key.created_at for key in listed] == sorted(key.created_at for key in listed)
+    assert not any(text.split("-")[3] in repr(listed) for text in texts)
+
+
 def test_a_revoked_key_opens_nothing(db: Database) -> None:
     text = service.create_key(db, "ann")[1]
     assert service.revoke_key(db, keys.public_id(text) or "")
