@@ -80,7 +80,7 @@ def list_keys(db: Database) -> list[Key]:
     """All keys, revoked ones too, oldest first."""
     found = select(ApiKeyRow, UserRow.name).join(UserRow, UserRow.id == ApiKeyRow.user_id)
     with db.reading() as session:
-        rows = session.execute(found.order_by(ApiKeyRow.created_at, ApiKeyRow.public_id)).tuples()
+        rows = session.execute(found.order_by(ApiKeyRow.created_at, ApiKeyRow.public_id))
         return [
             Key(row.public_id, name, row.created_at, row.last_used_at, row.revoked_at)
             for row, name in rows
