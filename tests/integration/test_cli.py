@@ -242,7 +242,7 @@ def test_delete_asks_on_a_terminal(
     run = client.create_run("tiny", name="short", lora_r=4)
     assert stacks.attempt("runs", "delete", run.run_id, env=env).returncode == 2
     with terminal(env, tmp_path, "runs", "delete", run.run_id) as screen:
-        screen.expect("(short)")
+        screen.expect("(short, ")
         screen.expect("[y/N]: ")
         screen.type("n" + ENTER)
         assert screen.end() == 130
@@ -402,7 +402,9 @@ def test_chat(signal: Signal, env: dict[str, str], run: rs.SignalRun, tmp_path: 
         screen.type(CTRL_C)
         screen.expect("\n> ")
         # At the prompt, Ctrl-C gives up what was typed.
-        screen.type("half" + CTRL_C)
+        screen.type("half")
+        screen.expect("half")
+        screen.type(CTRL_C)
         screen.expect("\n> ")
         screen.type(CTRL_D)
         assert screen.end() == 0

@@ -98,7 +98,7 @@ def cancel(run_id: str, yes: bool, as_json: bool) -> None:
     """End a run now: what is queued is cancelled and nothing is saved."""
     with client() as server:
         run = server.run(run_id)
-        confirm(f"Cancel {_named(run.info)}, without saving it?", yes)
+        confirm(f"Cancel {_named(run.info)} without saving it?", yes)
         closed = run.cancel()
     if as_json:
         return emit(closed.to_dict())
@@ -166,8 +166,8 @@ def _changed(run: Run, as_json: bool) -> None:
 
 
 def _named(run: Run) -> str:
-    named = f" ({run.name})" if run.name else ""
-    return f"{run.run_id}{named}, {run.status} at step {run.current_step}"
+    facts = ", ".join(filter(None, (run.name, f"{run.status} at step {run.current_step}")))
+    return f"{run.run_id} ({facts})"
 
 
 def _facts(run: Run) -> list[tuple[str, Any]]:
