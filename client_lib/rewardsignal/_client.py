@@ -16,7 +16,15 @@ from rewardsignal._futures import APIFuture
 from rewardsignal._operations import given
 from rewardsignal._poller import Poller
 from rewardsignal._run import SignalRun
-from rewardsignal._schemas import Model, ModelList, Run, RunList, RunOptions, TokenizerFiles
+from rewardsignal._schemas import (
+    Account,
+    Model,
+    ModelList,
+    Run,
+    RunList,
+    RunOptions,
+    TokenizerFiles,
+)
 from rewardsignal._transport import Transport, encode, segment
 
 
@@ -55,6 +63,10 @@ class SignalClient(ByRunId):
     def base_url(self) -> str:
         """The server's address."""
         return self._transport.base_url
+
+    def me(self) -> Account:
+        """Whose key this client uses."""
+        return Account.from_dict(self._transport.get("/me").body)
 
     def models(self) -> list[Model]:
         """The models that runs can be made of."""

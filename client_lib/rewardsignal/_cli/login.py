@@ -13,10 +13,10 @@ from click.shell_completion import CompletionItem
 from rewardsignal import _config
 from rewardsignal._cli.options import json_option
 from rewardsignal._cli.output import emit, note, print_facts, print_table
+from rewardsignal._client import SignalClient
 from rewardsignal._config import Profile
 from rewardsignal._exceptions import AuthenticationError
 from rewardsignal._schemas import Account
-from rewardsignal._transport import Transport
 
 TIMEOUT_S = 30.0
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -122,11 +122,8 @@ def use(name: str | None, as_json: bool) -> None:
 
 
 def _account(found: Profile) -> Account:
-    transport = Transport(found.base_url, found.api_key, timeout=TIMEOUT_S, retry_for=0.0)
-    try:
-        return Account.from_dict(transport.get("/me").body)
-    finally:
-        transport.close()
+    with SignalClient(found.api_key, found.base_url, TIMEOUT_S, retry_for=0.0) as client:
+        return client.me()
 
 
 def _asked_address(profile: str, *, ask: bool) -> str:
