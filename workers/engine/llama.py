@@ -23,7 +23,7 @@ from workers.engine.decoder import Head, Pass, positions
 from workers.engine.linear import LoraLinear, Slot
 from workers.engine.memory import layer_bytes
 from workers.engine.rope import Rope, head_dim, supports_rope
-from workers.engine.slab import Slab, Step
+from workers.engine.slab import KeyValues, Slab, Step
 from workers.engine.spans import Span, Spans, Terms, spans_of
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -242,13 +242,24 @@ class Llama:
         spans = spans or [Span(0, rows, self._slot.terms)]
         lengths = torch.tensor(cache.lengths, device=tokens.device)
         cos, sin = (part[:, 0] for part in self.rope.at(lengths.unsqueeze(1), end))
-        x, steps = functional.embedding(tokens, self.embedding), dict[torch.Size, Step]()
-        for number, (block, store) in enumerate(zip(self.blocks, cache.layers, strict=True)):
-            shape = store.keys.shape
-            if shape not in steps:
-                steps[shape] = cache.step(number)
-            x = block.step(x, cos, sin, steps[shape], store, spans)
+        hidden = self.advance(tokens, (cos, sin), cache.steps(), cache.layers, spans)
         cache.lengths = [length + 1 for length in cache.lengths]
+        return hidden
+
+    def advance(
+        self,
+        tokens: Tensor,
+        tables: tuple[Tensor, Tensor],
+        steps: Mapping[torch.Size, Step],
+        layers: Sequence[KeyValues],
+        spans: Spans,
+    ) -> Tensor:
+        """Hidden states [R, H] of one more token [R] of each row of `layers`, which keep its keys and values.
+        A function of tensors alone: `tables` are rotary ones [R, 1, size], `steps` by the shape of a layer.
+        """
+        x = functional.embedding(tokens, self.embedding)
+        for block, store in zip(self.blocks, layers, strict=True):
+            x = block.step(x, *tables, steps[store.keys.shape], store, spans)
         return self._normed(x)
 
     def _normed(self, x: Tensor) -> Tensor:

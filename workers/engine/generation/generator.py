@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from workers.engine.choose import Choice, Likeliest, Settings, choose_rows
 from workers.engine.generation.admission import Admission
 from workers.engine.generation.draws import drawn_by
 from workers.engine.generation.lane import Lane
+from workers.engine.generation.replays import Capture, capture_for
 from workers.engine.generation.request import Request, check
 from workers.engine.generation.scoring import score
 from workers.engine.generation.ticket import Row, Ticket
@@ -28,10 +30,15 @@ class Generator:
     the order of their arrival. Not for several threads at once.
     """
 
-    def __init__(self, base: Base, *, cache_bytes: int) -> None:
-        """Nothing is allocated before the first request, and nothing is kept behind the last."""
+    def __init__(
+        self, base: Base, *, cache_bytes: int, capture: Capture | Literal["auto"] | None = "auto"
+    ) -> None:
+        """Nothing is allocated before the first request, and nothing is kept behind the last but, where
+        steps are captured, a part of the cache. `capture` is how, None: they are not; "auto": as is best
+        on the base's device."""
         self._base = base
-        self._admission = Admission(base, cache_bytes)
+        how = capture_for(base.device) if capture == "auto" else capture
+        self._admission = Admission(base, cache_bytes, how)
         self._arrivals = 0
         self._stepping = False
         self._ended: list[Ticket] = []
