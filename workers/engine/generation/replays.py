@@ -55,7 +55,8 @@ class CudaGraphs:
 
     def capture(self, run: Callable[[], None]) -> Replay:
         """See Capture.capture."""
-        with torch.cuda.device(self._device):
+        # What fails in the middle leaves its stream the current one; the outer context sets it back.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream()):
             # What is set up by a first call (handles, workspaces, plans) must not be part of the graph.
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
