@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -53,7 +54,23 @@ class Settings:
         parts = (self.temperature, self.top_k, self.top_p, self.min_p, self.top)
         return Settings(*(part[chosen] for part in parts))
 
-    @property
+    @cached_property
+    def plain(self) -> bool:
+        """Whether no row is greedy, is cut short, or asks for the likeliest: the commonest case by far."""
+        return not (self.greedy.any() or self.sorts.any() or self.min_p.any() or self.top.any())
+
+    @cached_property
+    def greedy(self) -> NDArray[np.bool_]:
+        """The rows that take the likeliest token."""
+        return np.equal(self.temperature, 0)
+
+    @cached_property
+    def divisors(self) -> Numbers | None:
+        """What logits are divided by; None where that is 1 for all."""
+        by = np.where(self.greedy, 1.0, np.maximum(self.temperature, _LEAST_TEMPERATURE))
+        return by if (by != 1).any() else None
+
+    @cached_property
     def sorts(self) -> NDArray[np.bool_]:
         """The rows whose likeliest tokens must be sorted."""
         return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
@@ -90,12 +107,12 @@ def choose(
 def choose_rows(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
     """The same with settings of each row; `logits` [R, V] is overwritten."""
     step, found = max(1, _CHUNK_ELEMENTS // logits.shape[1]), []
+    if len(logits) <= step:
+        return _chunk(logits, uniforms, settings)
     for at in range(0, len(logits), step):
         rows = slice(at, at + step)
         made = _chunk(logits[rows], uniforms[rows], settings.part(rows))
         found.append(Choice(made.ids, made.logprobs, {at + n: top for n, top in made.top.items()}))
-    if len(found) == 1:
-        return found[0]
     tops = {number: top for part in found for number, top in part.top.items()}
     return Choice(
         torch.cat([part.ids for part in found]), torch.cat([part.logprobs for part in found]), tops
@@ -103,16 +120,16 @@ def choose_rows(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
 
 
 def _chunk(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
-    greedy = settings.temperature == 0
-    best = None
+    greedy, best = settings.greedy, None
     # Relative to the maximum, so that a tiny temperature cannot overflow.
-    if greedy.any():
+    if not settings.plain and greedy.any():
         most, best = logits.max(-1)
         logits -= most.unsqueeze(1)
     else:
         logits -= logits.amax(-1, keepdim=True)
-    _scale(logits, settings.temperature)
-    tops = _tops(logits, settings.top)
+    if settings.divisors is not None:
+        logits /= torch.from_numpy(settings.divisors).to(logits).unsqueeze(1)
+    tops = {} if settings.plain else _tops(logits, settings.top)
     weights = logits.exp_()
     runs = _runs(weights)
     log_total = runs.sum(-1).log()
@@ -125,12 +142,6 @@ def _chunk(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
         ids = torch.where(torch.from_numpy(greedy).to(best.device), best, drawn)
     chosen = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1).double()
     return Choice(ids, (chosen.log() - log_total).to(weights.dtype), _listed(tops, log_total))
-
-
-def _scale(logits: Tensor, temperature: Numbers) -> None:
-    by = np.where(temperature == 0, 1.0, np.maximum(temperature, _LEAST_TEMPERATURE))
-    if (by != 1).any():
-        logits /= torch.from_numpy(by).to(logits).unsqueeze(1)
 
 
 def _tops(logits: Tensor, top: Numbers) -> dict[int, tuple[Tensor, Tensor]]:
@@ -155,10 +166,10 @@ def _listed(tops: dict[int, tuple[Tensor, Tensor]], log_total: Tensor) -> dict[i
 
 def _draw(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
     sorts, few = settings.sorts, settings.min_p > 0
+    if settings.plain or not (sorts.any() or few.any()):
+        return _inverse_cdf(weights, runs, uniforms)
     if sorts.all():
         return _draw_sorted(weights, runs, uniforms, settings)
-    if not sorts.any() and not few.any():
-        return _inverse_cdf(weights, runs, uniforms)
     ids = torch.empty(len(weights), dtype=torch.long, device=weights.device)
     for numbers, draw in (
         (np.flatnonzero(sorts), _draw_sorted),
@@ -230,10 +241,10 @@ def _runs(weights: Tensor) -> Tensor:
 def _inverse_cdf(weights: Tensor, runs: Tensor, uniforms: Tensor) -> Tensor:
     """The first token [R] where the running sum of `weights` [R, V] exceeds uniforms * total."""
     running = runs.cumsum(-1)
-    shares = uniforms.unsqueeze(-1)
+    shares, total = uniforms.unsqueeze(-1), running[:, -1:]
     run = _place(running, shares)
     mass = runs.gather(-1, run)
-    within = (shares * running[:, -1:] - (running.gather(-1, run) - mass)) / mass
+    within = (shares * total - (running.gather(-1, run) - mass)) / mass
     tokens = run * _RUN + torch.arange(_RUN, device=weights.device)
     last = weights.shape[1] - 1
     inner = weights.gather(-1, tokens.clamp(max=last)).double().masked_fill_(tokens > last, 0.0)
@@ -245,6 +256,5 @@ def _inverse_cdf(weights: Tensor, runs: Tensor, uniforms: Tensor) -> Tensor:
 def _place(running: Tensor, shares: Tensor) -> Tensor:
     """The first place [R, 1] where `running` [R, K] exceeds its part `shares` [R, 1] of the total."""
     # Strictly below the total, so that a place of weight 0 is never found.
-    wanted = torch.minimum(shares, torch.full_like(shares, _BELOW_ONE)) * running[:, -1:]
-    wanted = torch.minimum(wanted, running[:, -1:] * _BELOW_ONE)
+    wanted = shares.clamp(max=_BELOW_ONE) * running[:, -1:]
     return torch.searchsorted(running, wanted, right=True).clamp_(max=running.shape[1] - 1)

@@ -197,8 +197,8 @@ class Llama:
         how = how or Pass.of(tokens)
         device, dtype = self.embedding.device, self.embedding.dtype
         kernel = how.kernel if known_kernel(how.kernel, device, dtype) else self.kernel
-        tables = self.rope.at(positions(how.lengths, device).unsqueeze(0), max(how.lengths))
-        packing = Packing(how.lengths, *tables, kernel, how.dropout)
+        cos, sin = self.rope.at(positions(how.lengths, device), max(how.lengths))
+        packing = Packing(how.lengths, cos[None], sin[None], kernel, how.dropout)
         x = functional.embedding(tokens.reshape(-1), self.embedding)
         for block in self.blocks:
             x = block(x, packing, checkpoint=how.checkpoint)
@@ -225,7 +225,7 @@ class Llama:
         tokens = torch.tensor([token for one in fresh for token in one.tokens], device=device)
         places = [torch.arange(len(one.tokens), device=device) + one.shared for one in fresh]
         longest = max(len(one.tokens) + one.shared for one in fresh)
-        cos, sin = (part[0] for part in self.rope.at(torch.cat(places).unsqueeze(0), longest))
+        cos, sin = self.rope.at(torch.cat(places), longest)
         spans = spans_of([len(one.tokens) for one in fresh], [one.terms for one in fresh])
         runs = _runs(fresh)
         x = functional.embedding(tokens, self.embedding)
@@ -241,8 +241,8 @@ class Llama:
         cache.reserve(rows, end, longest=end, room=0)
         spans = spans or [Span(0, rows, self._slot.terms)]
         lengths = torch.tensor(cache.lengths, device=tokens.device)
-        cos, sin = (part[:, 0] for part in self.rope.at(lengths.unsqueeze(1), end))
-        hidden = self.advance(tokens, (cos, sin), cache.steps(), cache.layers, spans)
+        tables = self.rope.at(lengths, end)
+        hidden = self.advance(tokens, tables, cache.steps(), cache.layers, spans)
         cache.lengths = [length + 1 for length in cache.lengths]
         return hidden
 

@@ -130,7 +130,7 @@ class Slab:
         (_, heads, capacity, _), device = shape, self._like.device
         lengths = torch.tensor(self.lengths, device=device)
         starts = torch.arange(len(lengths) * heads, device=device) * capacity
-        index, end = starts + lengths.repeat_interleave(heads), max(self.lengths) + 1
+        index, end = starts.view(-1, heads).add_(lengths[:, None]).view(-1), max(self.lengths) + 1
         if min(self.lengths) + 1 == end:
             return Step(index, end, None)
         mask = torch.zeros(len(lengths), end, dtype=self._like.dtype, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -137,7 +138,9 @@ class Generator:
         if rows:
             parts = [part for part in parts if len(part)]
             self._sample(lane, rows, torch.cat(parts) if len(parts) > 1 else parts[0])
-        lane.keep([row for row in rows if row.alive])
+        alive = [row for row in rows if row.alive]
+        if new or len(alive) < len(rows):
+            lane.keep(alive)
 
     def _decoded(self, lane: Lane) -> Tensor:
         """The hidden state of each row; out of memory, of the older half of them."""
@@ -209,7 +212,7 @@ class Generator:
 
     def _chosen(self, lane: Lane, rows: Sequence[Row], hidden: Tensor) -> Choice:
         drawn = np.array(drawn_by(rows))
-        settings = Settings.of([row.settings for row in rows])
+        settings = _settings(tuple(row.settings for row in rows))
         logits = lane.logits(hidden, rows)
         return choose_rows(logits, torch.from_numpy(drawn).to(logits.device), settings)
 
@@ -241,6 +244,12 @@ class Generator:
         if not ticket.done and ticket.complete:
             ticket.finish()
             self._ended.append(ticket)
+
+
+@lru_cache(maxsize=64)
+def _settings(rows: tuple[tuple[float, ...], ...]) -> Settings:
+    """The same rows ask for the same, token after token."""
+    return Settings.of(rows)
 
 
 def _of_one(error: Exception) -> SignalError:
