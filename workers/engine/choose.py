@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TypeAlias
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ _LEAST_TEMPERATURE = 1e-30
 _BELOW_ONE = 1 - 2.0**-52
 
 
-@dataclass(frozen=True)
+# Compared by identity, so that what is made of settings can be kept with them.
+@dataclass(frozen=True, eq=False)
 class Settings:
     """Per row [R], on the host: temperature 0 is greedy; top_k 0 or less, top_p 1 and min_p 0 drop nothing;
     `top` is how many of the likeliest tokens are asked for."""
@@ -55,9 +56,9 @@ class Settings:
         return Settings(*(part[chosen] for part in parts))
 
     @cached_property
-    def plain(self) -> bool:
-        """Whether no row is greedy, is cut short, or asks for the likeliest: the commonest case by far."""
-        return not (self.greedy.any() or self.sorts.any() or self.min_p.any() or self.top.any())
+    def asking(self) -> NDArray[np.int64]:
+        """The numbers of the rows that ask for the likeliest tokens."""
+        return np.flatnonzero(self.top)
 
     @cached_property
     def greedy(self) -> NDArray[np.bool_]:
@@ -69,6 +70,16 @@ class Settings:
         """What logits are divided by; None where that is 1 for all."""
         by = np.where(self.greedy, 1.0, np.maximum(self.temperature, _LEAST_TEMPERATURE))
         return by if (by != 1).any() else None
+
+    @cached_property
+    def ways(self) -> tuple[bool, bool]:
+        """Whether all rows' likeliest tokens must be sorted, and whether no row is cut in any way."""
+        return bool(self.sorts.all()), not (self.sorts.any() or (self.min_p > 0).any())
+
+    @cached_property
+    def greediness(self) -> tuple[bool, bool]:
+        """Whether any row is greedy, and whether all are."""
+        return bool(self.greedy.any()), bool(self.greedy.all())
 
     @cached_property
     def sorts(self) -> NDArray[np.bool_]:
@@ -120,33 +131,33 @@ def choose_rows(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
 
 
 def _chunk(logits: Tensor, uniforms: Tensor, settings: Settings) -> Choice:
-    greedy, best = settings.greedy, None
+    (any_greedy, all_greedy), best = settings.greediness, None
     # Relative to the maximum, so that a tiny temperature cannot overflow.
-    if not settings.plain and greedy.any():
+    if any_greedy:
         most, best = logits.max(-1)
         logits -= most.unsqueeze(1)
     else:
         logits -= logits.amax(-1, keepdim=True)
     if settings.divisors is not None:
         logits /= torch.from_numpy(settings.divisors).to(logits).unsqueeze(1)
-    tops = {} if settings.plain else _tops(logits, settings.top)
+    tops = _tops(logits, settings)
     weights = logits.exp_()
     runs = _runs(weights)
     log_total = runs.sum(-1).log()
     if best is None:
         ids = _draw(weights, runs, uniforms, settings)
-    elif greedy.all():
+    elif all_greedy:
         ids = best
     else:
         drawn = _draw(weights, runs, uniforms, settings)
-        ids = torch.where(torch.from_numpy(greedy).to(best.device), best, drawn)
+        ids = torch.where(torch.from_numpy(settings.greedy).to(best.device), best, drawn)
     chosen = weights.gather(-1, ids.unsqueeze(-1)).squeeze(-1).double()
     return Choice(ids, (chosen.log() - log_total).to(weights.dtype), _listed(tops, log_total))
 
 
-def _tops(logits: Tensor, top: Numbers) -> dict[int, tuple[Tensor, Tensor]]:
+def _tops(logits: Tensor, settings: Settings) -> dict[int, tuple[Tensor, Tensor]]:
     """(tokens, logits) of the likeliest of each row that asks, all rows that do in one go."""
-    asking = np.flatnonzero(top)
+    asking, top = settings.asking, settings.top
     if not len(asking):
         return {}
     count = min(int(top.max()), logits.shape[1])
@@ -165,11 +176,12 @@ def _listed(tops: dict[int, tuple[Tensor, Tensor]], log_total: Tensor) -> dict[i
 
 
 def _draw(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
-    sorts, few = settings.sorts, settings.min_p > 0
-    if settings.plain or not (sorts.any() or few.any()):
+    all_sorted, uncut = settings.ways
+    if uncut:
         return _inverse_cdf(weights, runs, uniforms)
-    if sorts.all():
+    if all_sorted:
         return _draw_sorted(weights, runs, uniforms, settings)
+    sorts, few = settings.sorts, settings.min_p > 0
     ids = torch.empty(len(weights), dtype=torch.long, device=weights.device)
     for numbers, draw in (
         (np.flatnonzero(sorts), _draw_sorted),
@@ -195,37 +207,69 @@ def _draw_above(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Setti
 
 def _draw_sorted(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
     """From the likeliest tokens, as many as the settings leave."""
-    limits = np.where(settings.top_k > 0, settings.top_k, np.inf).clip(max=weights.shape[1])
-    values, order, needed = _nucleus(weights, runs, limits, settings.top_p)
-    least = torch.from_numpy(settings.min_p).to(values).unsqueeze(1)
-    dropped = (values.cumsum(-1) - values >= needed) | (values < least)
+    cuts = _cuts(settings, weights.shape[1], weights.device)
+    values, order, needed = _nucleus(weights, runs, cuts)
+    dropped = values.cumsum(-1) - values >= needed
+    if cuts.least is not None:
+        dropped |= values < cuts.least
     kept = values.masked_fill(dropped, 0.0)
     places = _place(kept.cumsum(-1), uniforms.unsqueeze(-1))
     return order.gather(-1, places).squeeze(-1)
 
 
-def _nucleus(
-    weights: Tensor, runs: Tensor, limits: Numbers, top_p: Numbers
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Cuts:
+    """What rows are cut to: `first` candidates to look at, and [R, 1] in float64 the most of them (`limit`),
+    the `share` of the whole, and the `least` weight; None where that cuts no row."""
+
+    first: int
+    limit: Tensor | None
+    share: Tensor
+    least: Tensor | None
+    # The rows whose share is below 1; None where all are.
+    shared: Tensor | None
+
+
+@lru_cache(maxsize=64)
+def _cuts(settings: Settings, vocabulary: int, device: torch.device) -> _Cuts:
+    """Made once for the rows that go on together, token after token."""
+
+    def column(numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).to(device).unsqueeze(1)
+
+    limits = np.where(settings.top_k > 0, settings.top_k, np.inf).clip(max=vocabulary)
+    bounded, shares = limits < vocabulary, settings.top_p.clip(max=1.0)
+    first = int(max(limits[bounded], default=0))
+    if not bounded.all():
+        first = max(first, min(_FIRST_CANDIDATES, vocabulary))
+    return _Cuts(
+        first,
+        column(limits) if bounded.any() else None,
+        column(shares),
+        column(settings.min_p) if (settings.min_p > 0).any() else None,
+        None if (shares < 1).all() else column(shares < 1),
+    )
+
+
+def _nucleus(weights: Tensor, runs: Tensor, cuts: _Cuts) -> tuple[Tensor, Tensor, Tensor]:
     """Descending weights in float64, 0 beyond each row's limit, their tokens, and the sum [R, 1] that must
     be covered."""
-    vocabulary = weights.shape[1]
-    bounded = limits < vocabulary
-    count = int(max(limits[bounded], default=0))
-    if not bounded.all():
-        count = max(count, min(_FIRST_CANDIDATES, vocabulary))
-    limit = torch.from_numpy(limits).to(weights.device).unsqueeze(1)
-    share = torch.from_numpy(top_p.clip(max=1.0)).to(weights.device).unsqueeze(1)
+    vocabulary, count, limit = weights.shape[1], cuts.first, cuts.limit
     while True:
         values, order = weights.topk(count)
-        places = torch.arange(count, device=weights.device)
-        kept = values.double().masked_fill(places >= limit, 0.0)
-        covered = kept.sum(-1, keepdim=True)
-        whole = torch.where(limit < vocabulary, covered, runs.sum(-1, keepdim=True))
-        needed = share * whole
-        if count == vocabulary or bool(((limit < vocabulary) | (covered >= needed)).all()):
+        kept = values.double()
+        if limit is not None:
+            places = torch.arange(count, device=weights.device)
+            kept = kept.masked_fill(places >= limit, 0.0)
+        covered, whole = kept.sum(-1, keepdim=True), runs.sum(-1, keepdim=True)
+        if limit is not None:
+            # What a limit leaves is the whole: there is always enough of it.
+            whole = torch.where(limit < vocabulary, covered, whole)
+        needed = cuts.share * whole
+        if count == vocabulary or bool((covered >= needed).all()):
             # A share of 1 must keep what rounding would drop.
-            return kept, order, torch.where(share < 1, needed, torch.inf)
+            shared = cuts.shared
+            return kept, order, needed if shared is None else needed.where(shared, torch.inf)
         count = min(8 * count, vocabulary)
 
 
