@@ -208,7 +208,7 @@ def _draw_above(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Setti
 def _draw_sorted(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Settings) -> Tensor:
     """From the likeliest tokens, as many as the settings leave."""
     cuts = _cuts(settings, weights.shape[1], weights.device)
-    values, order, needed = _nucleus(weights, runs, cuts)
+    values, order, needed = _nucleus(weights, runs.sum(-1, keepdim=True), cuts)
     dropped = values.cumsum(-1) - values >= needed
     if cuts.least is not None:
         dropped |= values < cuts.least
@@ -217,17 +217,32 @@ def _draw_sorted(weights: Tensor, runs: Tensor, uniforms: Tensor, settings: Sett
     return order.gather(-1, places).squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Cuts:
-    """What rows are cut to: `first` candidates to look at, and [R, 1] in float64 the most of them (`limit`),
-    the `share` of the whole, and the `least` weight; None where that cuts no row."""
+    """What rows are cut to: [R, 1] in float64 the most tokens (`limit`), the `share` of the whole, and the
+    `least` weight; None where that cuts no row. `counts` are the numbers of candidates to sort, one after
+    the other until they suffice."""
 
-    first: int
+    counts: list[int]
     limit: Tensor | None
     share: Tensor
     least: Tensor | None
     # The rows whose share is below 1; None where all are.
     shared: Tensor | None
+    # Which of `counts` sufficed for the last token: most likely it does for the next.
+    guess: int = 0
+
+    def needed(self, values: Tensor, whole: Tensor) -> Tensor:
+        """The sum [R, 1] that the likeliest of `values` must cover, of `whole` [R, 1]."""
+        if self.limit is None:
+            return self.share * whole
+        # What a limit leaves is the whole: there is always enough of it.
+        bounded = self.limit < self.counts[-1]
+        return self.share * torch.where(bounded, values.sum(-1, keepdim=True), whole)
+
+    def suffice(self, values: Tensor, whole: Tensor) -> bool:
+        """Whether the likeliest tokens' `values` cover what is needed."""
+        return bool((values.sum(-1, keepdim=True) >= self.needed(values, whole)).all())
 
 
 @lru_cache(maxsize=64)
@@ -239,11 +254,13 @@ def _cuts(settings: Settings, vocabulary: int, device: torch.device) -> _Cuts:
 
     limits = np.where(settings.top_k > 0, settings.top_k, np.inf).clip(max=vocabulary)
     bounded, shares = limits < vocabulary, settings.top_p.clip(max=1.0)
-    first = int(max(limits[bounded], default=0))
+    counts = [int(max(limits[bounded], default=0))]
     if not bounded.all():
-        first = max(first, min(_FIRST_CANDIDATES, vocabulary))
+        counts[0] = max(counts[0], min(_FIRST_CANDIDATES, vocabulary))
+    while counts[-1] < vocabulary:
+        counts.append(min(8 * counts[-1], vocabulary))
     return _Cuts(
-        first,
+        counts,
         column(limits) if bounded.any() else None,
         column(shares),
         column(settings.min_p) if (settings.min_p > 0).any() else None,
@@ -251,26 +268,33 @@ def _cuts(settings: Settings, vocabulary: int, device: torch.device) -> _Cuts:
     )
 
 
-def _nucleus(weights: Tensor, runs: Tensor, cuts: _Cuts) -> tuple[Tensor, Tensor, Tensor]:
+def _nucleus(weights: Tensor, whole: Tensor, cuts: _Cuts) -> tuple[Tensor, Tensor, Tensor]:
     """Descending weights in float64, 0 beyond each row's limit, their tokens, and the sum [R, 1] that must
-    be covered."""
-    vocabulary, count, limit = weights.shape[1], cuts.first, cuts.limit
-    while True:
-        values, order = weights.topk(count)
-        kept = values.double()
-        if limit is not None:
-            places = torch.arange(count, device=weights.device)
-            kept = kept.masked_fill(places >= limit, 0.0)
-        covered, whole = kept.sum(-1, keepdim=True), runs.sum(-1, keepdim=True)
-        if limit is not None:
-            # What a limit leaves is the whole: there is always enough of it.
-            whole = torch.where(limit < vocabulary, covered, whole)
-        needed = cuts.share * whole
-        if count == vocabulary or bool((covered >= needed).all()):
-            # A share of 1 must keep what rounding would drop.
-            shared = cuts.shared
-            return kept, order, needed if shared is None else needed.where(shared, torch.inf)
-        count = min(8 * count, vocabulary)
+    be covered, of `whole` [R, 1]: as few candidates as suffice, whatever was guessed, since among more of
+    them equal weights may lie in another order."""
+    counts, number = cuts.counts, cuts.guess
+    values, order = _likeliest(weights, counts[number], cuts)
+    for fewer in range(number):
+        if cuts.suffice(values[:, : counts[fewer]].contiguous(), whole):
+            number = fewer
+            values, order = _likeliest(weights, counts[number], cuts)
+            break
+    while number + 1 < len(counts) and not cuts.suffice(values, whole):
+        number += 1
+        values, order = _likeliest(weights, counts[number], cuts)
+    cuts.guess = number
+    needed = cuts.needed(values, whole)
+    # A share of 1 must keep what rounding would drop.
+    return values, order, needed if cuts.shared is None else needed.where(cuts.shared, torch.inf)
+
+
+def _likeliest(weights: Tensor, count: int, cuts: _Cuts) -> tuple[Tensor, Tensor]:
+    """The greatest `count` weights of each row in float64, 0 beyond its limit, and their tokens."""
+    values, order = weights.topk(count)
+    if cuts.limit is None:
+        return values.double(), order
+    places = torch.arange(count, device=weights.device)
+    return values.double().masked_fill(places >= cuts.limit, 0.0), order
 
 
 def _runs(weights: Tensor) -> Tensor:
