@@ -11,6 +11,7 @@ from rewardsignal._async_run import AsyncSignalRun
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import Batch, Prompts
 from rewardsignal._schemas import (
+    Account,
     ChatTemplateResult,
     DetokenizeResult,
     ForwardBackwardResult,
@@ -34,6 +35,10 @@ class AsyncSignalClient(AsyncClientBase):
 
     One serves any number of loops and threads.
     """
+
+    async def me(self) -> Account:
+        """Whose key this client uses."""
+        return await self._call(self._client.me)
 
     async def models(self) -> list[Model]:
         """The models that runs can be made of."""
