@@ -40,7 +40,9 @@ async def compare(args: argparse.Namespace) -> dict[str, Any]:
                 args.model, name=way.__name__, lora_r=16, learning_rate=args.lr, seed=1
             )
             async with run:
-                await run.forward([{"text": "Hello"}])  # so that loading the model is not measured
+                await run.sample(
+                    ["Hello"], max_tokens=1
+                )  # so that loading the model is not measured
                 begun = time.monotonic()
                 losses = await way(run, batches)
                 speed = len(losses) / (time.monotonic() - begun)
