@@ -11,8 +11,8 @@ import pytest
 
 from rewardsignal import _config
 from rewardsignal._cli import login as logins
+from rewardsignal._client import SignalClient
 from rewardsignal._config import Profile
-from rewardsignal._transport import Transport
 from tests.unit.client.cli import ACCOUNT, Runner
 from tests.unit.client.wire import Wire, refusal, reply
 
@@ -24,10 +24,10 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     """The network of `GET /me`."""
     found = Wire(reply(ACCOUNT))
 
-    def transport(*args: Any, **options: Any) -> Transport:
-        return Transport(*args, **options, transport=httpx2.MockTransport(found))
+    def client(*args: Any, **options: Any) -> SignalClient:
+        return SignalClient(*args, **options, transport=httpx2.MockTransport(found))
 
-    monkeypatch.setattr(logins, "Transport", transport)
+    monkeypatch.setattr(logins, "SignalClient", client)
     monkeypatch.setattr("rewardsignal._transport.UNSEEN_RETRY_S", 0.0)
     return found
 
