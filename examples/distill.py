@@ -37,7 +37,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ):
         divergences = []
         for step, batch in enumerate(islice(batches, args.steps), 1):
-            sampled = run.sample(batch, n=args.samples, max_tokens=args.max_tokens, logprobs=True)
+            # The loss compares with the sampler's log-probabilities: they must be of one distribution.
+            sampled = run.sample(
+                batch,
+                n=args.samples,
+                max_tokens=args.max_tokens,
+                temperature=1.0,
+                top_p=1.0,
+                logprobs=True,
+            )
             pairs = [
                 (number, one) for number, samples in enumerate(sampled.samples) for one in samples
             ]

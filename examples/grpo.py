@@ -31,7 +31,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rewards = []
         for step, batch in enumerate(islice(batches, args.steps), 1):
             prompts = [row["prompt"] for row in batch]
-            sampled = run.sample(prompts, n=args.group, max_tokens=args.max_tokens, logprobs=True)
+            # The loss compares with the sampler's log-probabilities: they must be of one distribution.
+            sampled = run.sample(
+                prompts,
+                n=args.group,
+                max_tokens=args.max_tokens,
+                temperature=1.0,
+                top_p=1.0,
+                logprobs=True,
+            )
             groups = [
                 {
                     "prompt": row["prompt"],

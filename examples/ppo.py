@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ):
         for step, batch in enumerate(islice(batches, args.steps), 1):
             prompts = [prompt for prompt in batch for _ in range(args.samples)]
-            sampled = run.sample(prompts, max_tokens=args.max_tokens, logprobs=True)
+            # The loss compares with the sampler's log-probabilities: they must be of one distribution.
+            sampled = run.sample(
+                prompts, max_tokens=args.max_tokens, temperature=1.0, top_p=1.0, logprobs=True
+            )
             rows: list[dict[str, Any]] = []
             for prompt, (sample,), tokens in zip(
                 prompts, sampled.samples, sampled.tokens or [], strict=True

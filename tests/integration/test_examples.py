@@ -73,15 +73,15 @@ def test_dpo() -> None:
 
 @pytest.mark.usefixtures("_server")
 def test_grpo() -> None:
-    found = short("grpo", "--steps", 10, "--lr", 1e-2)
-    assert found["before"] < 0.08
-    assert found["after"] > 0.15
+    found = short("grpo", "--steps", 20, "--lr", 3e-2)
+    assert found["before"] < 0.06
+    assert found["after"] > 0.11
 
 
 @pytest.mark.usefixtures("_server")
 def test_ppo() -> None:
-    found = short("ppo", "--steps", 12, "--lr", 5e-3, "--samples", 8)
-    assert found["after"] > found["before"] + 0.2
+    found = short("ppo", "--steps", 20, "--lr", 3e-2, "--samples", 16, "--max-tokens", 12)
+    assert found["after"] > found["before"] + 0.12
     first, last = found["critic"]
     assert last < first / 4
 
@@ -91,14 +91,15 @@ def test_distill() -> None:
     taught = short("sft", "--steps", 20, "--lr", 1e-2)
     teacher = f"{taught['run_id']}/final"
     found = short("distill", "--teacher", teacher, "--steps", 12, "--lr", 5e-3)
-    assert found["before"] > 1.4
+    assert found["before"] > 0.7
     assert found["after"] < found["before"] - 0.4
 
 
 @pytest.mark.usefixtures("_server")
 def test_distill_from_a_system_prompt() -> None:
-    found = short("distill", "--steps", 3, "--window", 1, "--lr", 1e-2, "--prompts", 8)
-    assert found["after"] < found["before"] - 0.05
+    options = ("--window", 2, "--lr", 5e-3, "--prompts", 8, "--samples", 8)
+    found = short("distill", "--steps", 10, *options)
+    assert found["after"] < found["before"] - 0.1
 
 
 @pytest.mark.usefixtures("_server")
