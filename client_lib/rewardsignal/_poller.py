@@ -128,6 +128,8 @@ class Poller:
     def _wait_for(self, future: APIFuture[Any], deadline: float | None) -> None:
         while not future.settled:
             if error := self._errors.pop(future, None):
+                # Others who wait for it may have it polled for again.
+                self._changed.notify_all()
                 raise error
             if self._closed:
                 raise SignalConnectionError(CLOSED)

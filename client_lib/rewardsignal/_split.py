@@ -36,7 +36,9 @@ MAX_OPERATION_BYTES = 16 * 2**20
 
 def parts_of(kind: str, body: Body) -> list[tuple[Body, bytes]]:
     """The operations that together do what `body` asks, each with its JSON; itself where it fits."""
-    listed = body.get("batch_data" if kind in _BATCHED else "prompts", ())
+    listed = body.get("batch_data" if kind in _BATCHED else "prompts")
+    if not isinstance(listed, list | tuple):
+        return [(body, encode(body))]
     if len(listed) <= (MAX_BATCH if kind in _BATCHED else MAX_BATCH // max(1, _copies(body))):
         content = encode(body)
         if len(content) <= MAX_OPERATION_BYTES or kind not in _BATCHED:
@@ -139,7 +141,9 @@ class SplitFuture(APIFuture[T]):
 
 def _batches(kind: str, body: Body) -> list[Body]:
     batch = body["batch_data"]
-    if kind == "forward_backward" and _is_of_one_call(body["loss_fn"], body.get("loss_kwargs", {})):
+    if kind == "forward_backward" and _is_of_one_call(
+        body.get("loss_fn"), body.get("loss_kwargs") or {}
+    ):
         return [body]
     pieces = [
         small
@@ -154,7 +158,7 @@ def _batches(kind: str, body: Body) -> list[Body]:
     return [first, *({**rest, "batch_data": piece} for piece in pieces[1:])]
 
 
-def _is_of_one_call(loss_fn: str, options: Body) -> bool:
+def _is_of_one_call(loss_fn: str | None, options: Body) -> bool:
     return (
         loss_fn == "kto"
         or options.get("loss_type") == "bnpo"

@@ -66,15 +66,19 @@ class Submitter:
 
     def send(self, held: Sequence[Held]) -> None:
         """Send operations in their order. Raises what the server refused; its futures say so too."""
+        try:
+            self.post(held)
+        except BaseException as error:
+            for future, _ in held:
+                if not future.accepted:
+                    future.refuse(why(error))
+            raise
+
+    def post(self, held: Sequence[Held]) -> None:
+        """As `send`, but what is refused may be sent again: its futures do not say so."""
         with self._lock:
-            try:
-                for part in _parts(held):
-                    self._send_part(part)
-            except BaseException as error:
-                for future, _ in held:
-                    if not future.accepted:
-                        future.refuse(_why(error))
-                raise
+            for part in _parts(held):
+                self._send_part(part)
 
     def accepted(self, kind: str, answer: Answer) -> APIFuture[Any]:
         """The future of an answer with status 202."""
@@ -125,7 +129,8 @@ def _without_kind(operation: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in operation.items() if name != "kind"}
 
 
-def _why(error: BaseException) -> Exception:
+def why(error: BaseException) -> Exception:
+    """What a future says when its operation could not be sent."""
     if isinstance(error, Exception):
         return error
     return SignalConnectionError("Interrupted while it was being sent.")

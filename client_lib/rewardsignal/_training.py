@@ -6,12 +6,14 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tqdm.auto import tqdm
 
+from rewardsignal._exceptions import OperationFailedError, SignalAPIError, SignalTimeoutError
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import Batch
 from rewardsignal._records import Record
@@ -116,12 +118,16 @@ class TrainingClient:
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 bar.update()
 
-            for batch in batches:
-                under_way.append(self._submit(batch, loss_fn, learning_rate, loss_kwargs))
-                if len(under_way) >= DEPTH:
+            try:
+                for batch in batches:
+                    under_way.append(self._submit(batch, loss_fn, learning_rate, loss_kwargs))
+                    if len(under_way) >= DEPTH:
+                        take()
+                while under_way:
                     take()
-            while under_way:
-                take()
+            except SignalAPIError:
+                self._await_ends(under_way)
+                raise
         return EpochResult(
             num_batches=len(losses),
             avg_loss=_mean(losses),
@@ -164,8 +170,20 @@ class TrainingClient:
         forward = self.run.forward_backward_async(batch, loss_fn, **loss_kwargs)
         return forward, self.run.optim_step_async(learning_rate)
 
+    def _await_ends(self, pairs: Iterable[_Pair]) -> None:
+        for pair in pairs:
+            for future in pair:
+                with suppress(SignalTimeoutError):
+                    future.exception(self.timeout)
+
     def _trained(self, pair: _Pair) -> BatchResult:
-        forward, step = pair[0].result(self.timeout), pair[1].result(self.timeout)
+        try:
+            forward = pair[0].result(self.timeout)
+        except OperationFailedError:
+            # Its step fails too; what is raised is the reason, once nothing of the batch is under way.
+            self._await_ends([pair])
+            raise
+        step = pair[1].result(self.timeout)
         self._history["loss"].append(forward.loss)
         self._note(step)
         return BatchResult(
