@@ -98,6 +98,8 @@ class Poller:
         with self._changed:
             if on_end in self._watchers.get(future, ()):
                 self._watchers[future].remove(on_end)
+                if not self._watchers[future]:
+                    del self._watchers[future]
                 self._leave([future])
 
     def close(self) -> None:
