@@ -20,6 +20,7 @@ from rewardsignal._exceptions import (
     ValidationError,
 )
 from rewardsignal._futures import APIFuture
+from rewardsignal._split import SplitFuture
 from rewardsignal._submit import Held, Submitter, why
 
 MOST = 64
@@ -97,8 +98,11 @@ class Lane:
     def _send(self, waiting: list[_Waiting]) -> None:
         try:
             self.submitter.post([held for one in waiting for held in one.held])
-        except _SHARED:
-            self._send_apart(waiting)
+        except _SHARED as error:
+            if len(waiting) > 1:
+                self._send_apart(waiting)
+            else:
+                _refuse(waiting, error)
         except BaseException as error:
             _refuse(waiting, error)
         else:
@@ -134,6 +138,8 @@ def _refuse(waiting: Iterable[_Waiting], error: BaseException) -> None:
         for future in refused:
             future.refuse(why(error))
         if refused:
+            if isinstance(one.future, SplitFuture) and not isinstance(error, SignalConnectionError):
+                one.future.take_back()
             one.placed.set_exception(error)
         else:
             _place([one])

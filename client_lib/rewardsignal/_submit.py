@@ -10,11 +10,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rewardsignal._exceptions import SignalConnectionError
+from rewardsignal._exceptions import (
+    ConflictError,
+    PayloadTooLargeError,
+    RateLimitError,
+    SignalAPIError,
+    SignalConnectionError,
+    ValidationError,
+)
 from rewardsignal._futures import APIFuture
 from rewardsignal._poller import Poller
 from rewardsignal._schemas import MAX_OPERATIONS
-from rewardsignal._split import SplitFuture, parts_of
+from rewardsignal._split import SplitFuture, named_by_call, parts_of
 from rewardsignal._transport import Answer, segment
 
 # Of one request that carries several operations: well below what servers take.
@@ -38,7 +45,12 @@ class Submitter:
     def submit_one(self, kind: str, body: Mapping[str, Any]) -> APIFuture[Any]:
         """Submit an operation; returns once it has its place in the order."""
         future, held = self.hold(kind, body)
-        self.send(held)
+        try:
+            self.send(held)
+        except (ValidationError, PayloadTooLargeError, ConflictError, RateLimitError):
+            if isinstance(future, SplitFuture):
+                future.take_back()
+            raise
         return future
 
     def submit_many(self, operations: Iterable[Mapping[str, Any]]) -> list[APIFuture[Any]]:
@@ -78,7 +90,10 @@ class Submitter:
         """As `send`, but what is refused may be sent again: its futures do not say so."""
         with self._lock:
             for part in _parts(held):
-                self._send_part(part)
+                try:
+                    self._send_part(part)
+                except SignalAPIError as error:
+                    raise named_by_call(error, [future for future, _ in part]) from None
 
     def accepted(self, kind: str, answer: Answer) -> APIFuture[Any]:
         """The future of an answer with status 202."""

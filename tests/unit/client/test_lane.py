@@ -195,10 +195,14 @@ def test_a_pipeline_raises_what_was_refused(journal: Journal) -> None:
 def test_a_pipeline_that_breaks_sends_nothing_more(journal: Journal) -> None:
     async def work(run: rs.AsyncSignalRun) -> None:
         futures = []
-        with pytest.raises(RuntimeError, match="mine"):
+
+        async def breaks() -> None:
             async with run.pipeline() as pipe:
                 futures.append(pipe.optim_step())
                 raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine"):
+            await breaks()
         assert journal.futures == []
         with pytest.raises(rs.ConflictError, match="before it was sent"):
             await futures[0]

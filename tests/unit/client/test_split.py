@@ -15,7 +15,7 @@ from rewardsignal import _split
 from rewardsignal._schemas import MAX_BATCH, MAX_SAMPLES
 from rewardsignal._split import parts_of
 from tests.unit.client.test_async import RUN_ID, in_loop, nobody_waits
-from tests.unit.client.wire import Journal
+from tests.unit.client.wire import Journal, refusal
 
 
 @pytest.fixture
@@ -287,3 +287,45 @@ def test_a_split_call_keeps_its_place_in_a_pipeline(journal: Journal, run: rs.Si
     kinds = [kind for kind, _ in journal.bodies]
     assert kinds == ["forward_backward", "forward_backward", "optim_step"]
     assert len(journal.keys) == 1
+
+
+def test_a_refused_part_takes_the_others_back(
+    journal: Journal, run: rs.SignalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewardsignal._submit.MAX_BYTES", 1000)
+    batch = [*texts(300), {"text": "bad"}]
+    journal.refuses = lambda _, body: (
+        refusal(422, "validation_error", param="batch_data.44.text", details=[
+            {"param": "batch_data.44.text", "code": "validation_error", "message": "Bad."}
+        ]) if batch[-1] in body["batch_data"] else None
+    )  # fmt: skip
+    with pytest.raises(rs.ValidationError) as caught:
+        run.forward_backward(batch)
+    assert caught.value.param == caught.value.details[0]["param"] == "batch_data.300.text"
+    assert [one["status"] for one in journal.futures] == ["cancelled"] * 2
+
+
+@pytest.mark.parametrize(
+    ("param", "named"),
+    [
+        ("operations.1.batch_data.2.text", "batch_data.130.text"),
+        ("operations.0.batch_data.2", "batch_data.2"),
+        ("operations.1.loss_fn", "loss_fn"),
+        ("batch_data.7.tokens.3", "batch_data.7.tokens.3"),
+        ("operations.1.loss_kwargs.beta", "loss_kwargs.beta"),
+        (None, None),
+    ],
+)
+def test_wrong_fields_are_named_as_in_the_call(
+    journal: Journal, run: rs.SignalRun, param: str | None, named: str | None
+) -> None:
+    journal.refuses = lambda *_: refusal(422, "validation_error", param=param)
+    with pytest.raises(rs.ValidationError) as caught:
+        run.forward_backward_async(texts(200))
+    assert caught.value.param == named
+    pipe = run.pipeline()
+    pipe.forward_backward(texts(200))
+    pipe.optim_step()
+    with pytest.raises(rs.ValidationError) as caught:
+        pipe.flush()
+    assert caught.value.param == param
