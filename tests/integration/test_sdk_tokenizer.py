@@ -83,13 +83,17 @@ def test_smollm2(smollm: rs.SignalRun) -> None:
     agrees(smollm)
 
 
-def test_what_a_template_refuses_is_told(run: rs.SignalRun) -> None:
-    tokenizer = run.tokenizer
-    tokenizer._template_source = "{{ raise_exception('No such role.') }}"
-    with pytest.raises(ValueError, match="No such role"):
-        tokenizer.render(CHATS[0])
-    tokenizer._template, tokenizer._template_source = None, None
-    with pytest.raises(ValueError, match="no chat template"):
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("{{ raise_exception('No such role.') }}", "No such role"), (None, "no chat template")],
+)
+def test_what_a_template_refuses_is_told(
+    stack: RunningStack, template: str | None, message: str
+) -> None:
+    with rs.SignalClient(stack.api_key, stack.base_url) as client:
+        tokenizer = rs.Tokenizer(client.tokenizer_files("tiny"))
+    tokenizer._template_source = template
+    with pytest.raises(ValueError, match=message):
         tokenizer.render(CHATS[0])
 
 
