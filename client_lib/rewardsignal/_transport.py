@@ -12,6 +12,7 @@ import random
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class Transport:
         self._http = httpx2.Client(
             transport=transport, verify=secure, timeout=timeout, limits=_LIMITS
         )
+        # Who does not close the client leaves no socket behind all the same.
+        weakref.finalize(self, self._http.close)
 
     def _headers(self, api_key: str) -> httpx2.Headers:
         try:
