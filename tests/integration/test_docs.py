@@ -74,9 +74,7 @@ def documented(
 
 
 @pytest.fixture
-def place(
-    documented: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def place(documented: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like the repository's root, and an environment that knows the stack."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / ".venv").mkdir()

