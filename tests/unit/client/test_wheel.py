@@ -107,9 +107,10 @@ def test_every_python_here_installs_it(
     wheel: Path, needed: Path, tmp_path: Path, python: str
 ) -> None:
     environment = tmp_path / "environment"
-    ran(python, "-m", "venv", environment)
+    ran(python, "-m", "venv", "--without-pip", environment)
     own = environment / "bin" / "python"
-    ran(own, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    install = ("install", "--quiet", "--no-deps", "--no-index", wheel)
+    ran(sys.executable, "-m", "pip", "--python", own, *install)
     packages = next((environment / "lib").glob("python3.*")) / "site-packages"
     (packages / "needed.pth").write_text(f"{needed}\n", encoding="utf-8")
     assert "<SignalClient" in ran(own, "-W", "error", "-c", SCRIPT, cwd=tmp_path)
