@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
@@ -21,6 +21,7 @@ from rewardsignal._pipeline import Pipeline
 from rewardsignal._run import SignalRun
 from rewardsignal._schemas import Run, SampleOptions
 from rewardsignal._stream import SampleStream, StreamToken
+from rewardsignal._threads import DaemonThreads
 from rewardsignal._tokenizer import Tokenizer
 
 P = ParamSpec("P")
@@ -34,9 +35,9 @@ class Hops:
 
     def __init__(self) -> None:
         """Starts none."""
-        self._calls = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="rewardsignal")
+        self._calls = DaemonThreads(MAX_THREADS, "rewardsignal")
         # Lanes have threads of their own: calls that wait for an operation must not keep it from being sent.
-        self.lanes = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="rewardsignal-lane")
+        self.lanes = DaemonThreads(MAX_THREADS, "rewardsignal-lane")
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """`function(*args, **kwargs)` in a thread. Raises SignalConnectionError once closed."""

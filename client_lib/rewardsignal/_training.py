@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sized
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-from tqdm.auto import tqdm
 
 from rewardsignal._exceptions import OperationFailedError, SignalAPIError, SignalTimeoutError
 from rewardsignal._futures import APIFuture
@@ -107,7 +106,7 @@ class TrainingClient:
         under_way: deque[_Pair] = deque()
         total = len(batches) if isinstance(batches, Sized) else None
         shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        with tqdm(total=total, unit="batch", disable=not shown) as bar:
+        with _bar(total, shown) as bar:
 
             def take() -> None:
                 nonlocal step
@@ -201,6 +200,14 @@ class TrainingClient:
 
 
 _Pair = tuple[APIFuture[ForwardBackwardResult], APIFuture[OptimStepResult]]
+
+
+def _bar(total: int | None, shown: bool) -> Any:
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets it says, as it is imported, that its bar will be one of text.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm(total=total, unit="batch", disable=not shown)
 
 
 def _mean(values: list[float]) -> float:
