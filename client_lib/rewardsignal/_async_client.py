@@ -10,6 +10,7 @@ from rewardsignal._async_connection import AsyncClientBase
 from rewardsignal._async_run import AsyncSignalRun
 from rewardsignal._futures import APIFuture
 from rewardsignal._schemas import (
+    Account,
     ChatTemplateResult,
     DetokenizeResult,
     Model,
@@ -28,6 +29,10 @@ class AsyncSignalClient(AsyncClientBase):
 
     One serves any number of loops and threads.
     """
+
+    async def me(self) -> Account:
+        """Whose key this client uses."""
+        return await self._call(self._client.me)
 
     async def models(self) -> list[Model]:
         """The models that runs can be made of."""

@@ -11,6 +11,17 @@ from rewardsignal._series import Outputs, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Account(Record):
+    """GET /me: whose key the request was sent with."""
+
+    object: str
+    user_id: str
+    name: str
+    key_id: str
+    """The public part of the key; its other part is in no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArtifactFile(Record):
     """A file of an artifact."""
 

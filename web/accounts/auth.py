@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask, g, request
 
 from schemas.errors import SignalError
+from web.accounts import keys
 from web.context import services
 
 PUBLIC = ("/health", "/ready", "/openapi.json", "/docs")
@@ -31,4 +32,4 @@ def _authenticate() -> None:
     found = services().auth.user(key.strip())
     if found is None:
         raise SignalError("unauthorized", "The API key is not valid.")
-    g.user = found
+    g.user, g.key_id = found, keys.public_id(key.strip())

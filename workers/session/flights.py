@@ -86,6 +86,9 @@ class Flights:
 
     def begin(self, taken: Taken) -> Flight:
         """Begin a sample; what is wrong with it is its outcome."""
+        if not self._by_ticket:
+            # Nobody can have cancelled yet what begins now.
+            self._looked_at = time.monotonic()
         flight = Flight(taken, {})
         if taken.seq:
             self.in_order.append(flight)
