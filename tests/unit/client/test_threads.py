@@ -41,23 +41,16 @@ def test_results_and_errors() -> None:
 
 
 def test_there_are_as_many_as_are_needed_and_no_more_than_allowed() -> None:
-    threads, go, lock = DaemonThreads(3, "test"), threading.Event(), threading.Lock()
-    seen: set[int] = set()
-
-    def work() -> None:
-        with lock:
-            seen.add(threading.get_ident())
-        go.wait(5)
-
-    first = [threads.submit(work) for _ in range(2)]
+    threads, together, go = DaemonThreads(3, "test"), threading.Barrier(3), threading.Event()
+    first = [threads.submit(go.wait, 5) for _ in range(2)]
     assert threads._threads == 2
-    more = [threads.submit(work) for _ in range(8)]
+    more = [threads.submit(go.wait, 5) for _ in range(8)]
     assert threads._threads == 3
     go.set()
-    for future in first + more:
+    assert all(future.result(5) for future in first + more)
+    # Each waits for the two others.
+    for future in [threads.submit(together.wait, 5) for _ in range(3)]:
         future.result(5)
-    assert len(seen) == 3
-    threads.submit(work).result(5)
     assert threads._threads == 3
 
 
