@@ -129,8 +129,8 @@ def _call(twin: Twin, call: ast.FunctionDef, names: set[str]) -> Iterator[str]:
     elif f"{call.name}_async" in names:
         yield f"    async def {call.name}({arguments}) -> {returns}:"
         yield from (words, f"        return await (await self.{call.name}_async({passed}))")
-    elif returns.startswith("Iterator["):
-        item = returns.removeprefix("Iterator[").removesuffix("]")
+    elif items := re.fullmatch(r"(?:Iterator|PagedList)\[(.*)\]", returns):
+        item = items[1]
         yield f"    async def {call.name}({arguments}) -> AsyncGenerator[{item}]:"
         yield words
         yield f"        async for one in self._hops.each({core}({passed})):"

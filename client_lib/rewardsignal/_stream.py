@@ -16,6 +16,7 @@ from rewardsignal._exceptions import SignalAPIError, SignalConnectionError, from
 from rewardsignal._futures import APIFuture
 from rewardsignal._poller import Poller
 from rewardsignal._schemas import SampleResult
+from rewardsignal._transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,26 @@ class SampleStream:
     def __init__(self, poller: Poller, run_id: str, path: str, body: bytes) -> None:
         """Submits the sample; raises what the server refuses."""
         self._exit = ExitStack()
-        self._lines = self._exit.enter_context(poller.transport.events(path, body))
         self._result: SampleResult | None = None
         self._over = False
         self.future: APIFuture[SampleResult] = APIFuture(poller, run_id, "sample")
-        self._events = _events(self._lines)
+        first = self._begin(poller.transport, path, body)
         self._request_id = self._lines.headers.get("X-Request-Id")
-        name, first = next(self._events, ("", {}))
-        if name != "future":
-            self.close()
-            raise SignalConnectionError("The stream of the sample ended before it began.")
         self.future.bind(first, self._request_id)
+
+    def _begin(self, transport: Transport, path: str, body: bytes) -> dict[str, Any]:
+        """The first event. A stream that breaks before it has cancelled its sample: another is asked for."""
+        attempt, until = 0, transport.retry_until()
+        while True:
+            self._lines = self._exit.enter_context(transport.events(path, body))
+            self._events = _events(self._lines)
+            name, first = next(self._events, ("", {}))
+            if name == "future":
+                return first
+            self._exit.close()
+            broken = SignalConnectionError("The stream of the sample ended before it began.")
+            transport.pause(broken, attempt, until)
+            attempt += 1
 
     def __iter__(self) -> Iterator[StreamToken]:
         """The tokens, in the order in which they were sampled. Raises OperationFailedError.

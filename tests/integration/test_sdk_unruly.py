@@ -99,6 +99,24 @@ def test_an_event_loop_through_an_unruly_network(
     assert len(proxy.met) > 4
 
 
+def test_samples_and_streams_through_an_unruly_network(stack: RunningStack) -> None:
+    prompts: list[str] = [f"{index}:" for index in range(12)]
+    options: Any = {"max_tokens": 6, "stop": [], "weights": "base", "seed": 3}
+    with (
+        UnrulyProxy(stack.base_url, 5, rate=0.6) as proxy,
+        rs.SignalClient(stack.api_key, proxy.base_url) as client,
+        rs.SignalClient(stack.api_key, stack.base_url) as undisturbed,
+    ):
+        run = client.create_run(**CONFIG)
+        same = undisturbed.run(run.run_id)
+        expected = [same.sample(prompt, **options).texts for prompt in prompts]
+        # A stream that breaks has fewer tokens; its result is whole all the same.
+        assert [run.stream_sample(one, **options).result(60).texts for one in prompts] == expected
+        futures = [run.sample_async(prompt, **options) for prompt in prompts]
+        assert [one.texts for one in rs.wait_all(futures, 60)] == expected
+        run.cancel()
+
+
 def killed_web(inside: Inside) -> None:
     """SIGKILL to gunicorn's master; returns once another one is there."""
     web = inside.service("web")

@@ -150,6 +150,27 @@ def test_a_busy_server_is_asked_again_under_one_key(monkeypatch: pytest.MonkeyPa
     assert len({request.headers["Idempotency-Key"] for request in wire.requests}) == 1
 
 
+def test_a_stream_that_breaks_before_it_begins_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rewardsignal._transport.FIRST_PAUSE_S", 0.001)
+    broken = Stream(breaks=True)
+    body = Stream(event("future", FUTURE), token(1, "a"), event("result", RESULT))
+    wire, run = made(answer(broken), answer(body))
+    assert [one.text for one in run.stream_sample("Once")] == ["a"]
+    assert broken.closed
+    # Under a key of its own: what was hung up on is cancelled.
+    assert len({request.headers["Idempotency-Key"] for request in wire.requests}) == 2
+
+
+def test_a_stream_that_never_begins_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewardsignal._transport.FIRST_PAUSE_S", 0.001)
+    with Wire(reply(RUN), lambda _: answer(Stream())).client(retry_for=0.05) as client:
+        run = client.run(RUN_ID)
+        with pytest.raises(rs.SignalConnectionError, match="before it began"):
+            run.stream_sample("Once")
+
+
 def test_what_is_no_event_is_told() -> None:
     _, run = made(answer(Stream(event("future", FUTURE), "event: token\ndata: {oops\n\n")))
     with pytest.raises(rs.SignalAPIError, match="no JSON"):

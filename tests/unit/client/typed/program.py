@@ -81,6 +81,7 @@ def the_run(client: rs.SignalClient, run: rs.SignalRun) -> None:
     assert_type(client.list_models(), list[str])
     for listed in client.list_runs(status="ready", label="a=b"):
         assert_type(listed, Run)
+    assert_type(client.list_runs()[0].run_id, str)
     assert_type(client.run("run_1"), rs.SignalRun)
     assert_type(run.status().current_step, int)
     assert_type(run.metrics(), RunMetrics)
