@@ -8,10 +8,12 @@ blocks, and nothing is bound to one loop.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from weakref import WeakValueDictionary
 
 from rewardsignal._exceptions import SignalConnectionError
 from rewardsignal._futures import APIFuture
@@ -21,6 +23,7 @@ from rewardsignal._pipeline import Pipeline
 from rewardsignal._run import SignalRun
 from rewardsignal._schemas import Run, SampleOptions
 from rewardsignal._stream import SampleStream, StreamToken
+from rewardsignal._submit import Submitter
 from rewardsignal._threads import DaemonThreads
 from rewardsignal._tokenizer import Tokenizer
 
@@ -37,7 +40,17 @@ class Hops:
         """Starts none."""
         self._calls = DaemonThreads(MAX_THREADS, "rewardsignal")
         # Lanes have threads of their own: calls that wait for an operation must not keep it from being sent.
-        self.lanes = DaemonThreads(MAX_THREADS, "rewardsignal-lane")
+        self._sending = DaemonThreads(MAX_THREADS, "rewardsignal-lane")
+        self._lock = threading.Lock()
+        self._lanes: WeakValueDictionary[str, Lane] = WeakValueDictionary()
+
+    def lane(self, submitter: Submitter) -> Lane:
+        """The one lane of a run, however many objects stand for it."""
+        with self._lock:
+            lane = self._lanes.get(submitter.run_id)
+            if lane is None:
+                lane = self._lanes[submitter.run_id] = Lane(submitter, self._sending)
+            return lane
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """`function(*args, **kwargs)` in a thread. Raises SignalConnectionError once closed."""
@@ -67,7 +80,7 @@ class Hops:
     def close(self) -> None:
         """Take no more calls; those that are queued find the client closed."""
         self._calls.shutdown(wait=False)
-        self.lanes.shutdown(wait=False)
+        self._sending.shutdown(wait=False)
 
 
 _END: Any = object()
@@ -79,7 +92,7 @@ class AsyncRunBase:
     def __init__(self, run: SignalRun, hops: Hops) -> None:
         """Made by AsyncSignalClient."""
         self._run, self._hops = run, hops
-        self._lane = Lane(run._submitter, hops.lanes)
+        self._lane = hops.lane(run._submitter)
 
     @property
     def run_id(self) -> str:

@@ -106,8 +106,8 @@ class AsyncClientBase:
         """Into the one lane of that run, in the order of the calls."""
         lane = self._lanes.get(run_id)
         if lane is None:
-            submitter = Submitter(self._client._poller, run_id)
-            lane = self._lanes.setdefault(run_id, Lane(submitter, self._hops.lanes))
+            lane = self._hops.lane(Submitter(self._client._poller, run_id))
+            self._lanes[run_id] = lane
         return await asyncio.wrap_future(lane.put(kind, body))
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

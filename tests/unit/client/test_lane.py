@@ -47,6 +47,30 @@ def test_calls_awaited_together_keep_their_order(journal: Journal) -> None:
     with_run(journal, work)
 
 
+def test_all_objects_of_a_run_share_its_lane(journal: Journal) -> None:
+    async def work() -> None:
+        async with journal.async_client() as client:
+            first, second = await client.run(RUN_ID), await client.run(RUN_ID)
+            calls = [
+                call
+                for _ in range(20)
+                for call in (
+                    first.forward_backward_async(BATCH),
+                    second.optim_step_async(),
+                    client.save_state_async(RUN_ID),
+                )
+            ]
+            await asyncio.gather(*calls)
+            kinds = [kind for kind, _ in journal.bodies]
+            # Calls by id begin when the loop gets to them; each order is kept.
+            placed = [kind for kind in kinds if kind != "save_state"]
+            assert placed == ["forward_backward", "optim_step"] * 20
+            assert first._lane is second._lane
+            assert len(kinds) == 60
+
+    in_loop(work())
+
+
 def test_what_gathers_behind_a_request_goes_together(journal: Journal) -> None:
     async def work(run: rs.AsyncSignalRun) -> None:
         journal.open.clear()
