@@ -108,7 +108,7 @@ def per_call(stack: RunningStack, run: SignalRun, times: int) -> dict[str, Any]:
                         if who == "sdk":
                             sdk[kind]()
                         else:
-                            json.loads(http.post(**bare.arguments(kind)).raise_for_status().content)
+                            answered(http.post(**bare.arguments(kind)))
     return compared(clocks)
 
 
@@ -133,9 +133,14 @@ async def per_call_async(stack: RunningStack, run_id: str, times: int) -> dict[s
                         if who == "sdk":
                             await sdk[kind]()
                         else:
-                            answer = await http.post(**bare.arguments(kind))
-                            json.loads(answer.raise_for_status().content)
+                            answered(await http.post(**bare.arguments(kind)))
         return compared(clocks)
+
+
+def answered(response: httpx2.Response) -> Any:
+    """The answer as JSON; fails with what the server says."""
+    assert response.status_code == 200, response.text
+    return json.loads(response.content)
 
 
 class Clock:
