@@ -6,9 +6,10 @@ import math
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import length_hint
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -104,7 +105,8 @@ class TrainingClient:
         """
         losses, norms, step = [], [], self.run.info.current_step
         under_way: deque[_Pair] = deque()
-        total = len(batches) if isinstance(batches, Sized) else None
+        # By its length where it has one; batches by tokens have the method and no length.
+        total = length_hint(batches) or None
         shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         with _bar(total, shown) as bar:
 
