@@ -40,7 +40,7 @@ def test_the_synchronous_client(stack: RunningStack, transport: httpx2.WSGITrans
 
 
 def test_the_asynchronous_client(stack: RunningStack, transport: httpx2.WSGITransport) -> None:
-    async def loop() -> list[int | None]:
+    async def loop() -> list[int]:
         async with (
             rs.AsyncSignalClient(stack.api_key, "http://in.process", transport=transport) as client,
             await client.create_run("tiny", lora_r=4) as run,
