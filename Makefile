@@ -21,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sharing bench-tinker cookbook gpu-check docs-errors docs-losses clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sdk bench-sharing bench-tinker cookbook gpu-check docs-errors docs-losses docs-reference clean
 
 ##@ Use it
 help: ## this list
@@ -56,6 +56,9 @@ check: setup ## style, types (strict), import directions, generated pages
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy $(SOURCES)
 	@$(PYTHON) -P -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache
+	@$(PYTHON) deploy/docs_sdk.py --check && $(PYTHON) deploy/docs_api.py --check || \
+		{ echo "docs/reference is not up to date: make docs-reference" >&2; exit 1; }
+	@$(PYTHON) -m client_lib.generate_async --check
 	@$(PYTHON) deploy/docs_errors.py --check || { echo "docs/errors.md is not up to date: make docs-errors" >&2; exit 1; }
 
 format: setup ## rewrite the sources in the house style
@@ -74,6 +77,9 @@ bench-engine: setup model ## training against transformers + peft on one thread,
 bench-sample: setup model ## sampling against transformers on one thread, JSON and a table; minutes
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sample
 
+bench-sdk: setup ## what the SDK adds to a bare HTTP client, pipelined and with thousands in flight, as JSON
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sdk
+
 bench-sharing: setup ## runs that share a worker: time per step, memory per run, delay beside large batches
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sharing
 
@@ -90,6 +96,10 @@ gpu-check: setup ## numbers and speed on a GPU against transformers + peft, 1B a
 
 docs-errors: setup ## docs/errors.md from schemas/errors.py
 	@$(PYTHON) deploy/docs_errors.py
+
+docs-reference: setup ## docs/reference from the SDK's docstrings and the OpenAPI document
+	@$(PYTHON) deploy/docs_sdk.py
+	@$(PYTHON) deploy/docs_api.py
 
 docs-losses: setup ## docs/losses.md from schemas/losses/
 	@$(PYTHON) deploy/docs_losses.py

@@ -22,9 +22,10 @@ from schemas.errors import ERRORS
 from schemas.fields import Input, Output
 from schemas.futures import MAX_IDS
 from schemas.operations import OperationsRequest, OptimStepRequest
+from schemas.placed import MAX_BATCH
 from schemas.results import RESULTS
 from schemas.runs import CLOSED_STATUSES, RunCreate
-from schemas.sampling import SampleRequest
+from schemas.sampling import MAX_SAMPLES, SampleRequest
 
 TARGET = Path(__file__).parent / "rewardsignal" / "_schemas.py"
 
@@ -37,14 +38,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
 from rewardsignal._records import Record
+from rewardsignal._series import Outputs, Series
 '''
 
 # The calls whose options are keyword arguments: their name, the request, what is not among them.
 CALLS: tuple[tuple[str, type[Input], frozenset[str]], ...] = (
     ("RunOptions", RunCreate, frozenset(("base_model", "name", "labels", "init_from"))),
     ("OptimStepOptions", OptimStepRequest, frozenset(("learning_rate", "lane", "client_seq"))),
-    ("SampleOptions", SampleRequest, frozenset(("prompts", "lane", "client_seq"))),
+    ("SampleOptions", SampleRequest, frozenset(("prompts", "first_row", "lane", "client_seq"))),
 )
+
+# What of the client stands between Record and the answers that can do more than hold fields.
+BASES = {"RunMetrics": "Series", "SampleResult": "Outputs"}
 
 # A field of these names would hide a method that every record has.
 _TAKEN = frozenset(("keys", "values", "items", "get", "from_dict", "to_dict"))
@@ -95,8 +100,8 @@ def annotation(field: fields.Field[Any]) -> str:
 
 def record(schema: type[Output]) -> Iterator[str]:
     """The lines of one record."""
-    yield "@dataclass(frozen=True, slots=True, kw_only=True)"
-    yield f"class {schema.__name__}(Record):"
+    yield "@dataclass(frozen=True, slots=True, kw_only=True, repr=False)"
+    yield f"class {schema.__name__}({BASES.get(schema.__name__, 'Record')}):"
     yield f'    """{(schema.__doc__ or "").strip()}"""'
     yield ""
     found = schema._declared_fields
@@ -144,6 +149,8 @@ def described(field: fields.Field[Any]) -> Iterator[str]:
 def constants() -> Iterator[str]:
     """The tables and limits of the wire that the SDK needs."""
     most = OperationsRequest._declared_fields["operations"].validators[0].max  # type: ignore[attr-defined]
+    yield f"MAX_BATCH = {MAX_BATCH}"
+    yield f"MAX_SAMPLES = {MAX_SAMPLES}"
     yield f"MAX_FUTURE_IDS = {MAX_IDS}"
     yield f"MAX_OPERATIONS = {most}"
     yield f"CLOSED_STATUSES = frozenset({sorted(CLOSED_STATUSES)!r})".replace("'", '"')

@@ -17,7 +17,14 @@ HEAD = """# Losses
 
 Generated from `schemas/losses/` by `make docs-losses`; edit that, not this page.
 
-    run.forward_backward(batch, "dpo", beta=0.1)
+```python
+from rewardsignal import SignalClient
+
+run = SignalClient().create_run("smollm2", lora_r=8)
+batch = [{"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}]
+print(run.forward_backward(batch, "dpo", beta=0.1).metrics)
+run.complete(save=False)
+```
 
 `loss_fn` names a loss, `loss_kwargs` holds its options; an option that a loss does not have is refused by
 name, and so is a row that it does not take. Every loss is a sum in nats of log-probabilities `lp` at the

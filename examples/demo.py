@@ -197,7 +197,8 @@ def stack(model_folder: Path) -> Iterator[dict[str, Any]]:
     command = Path(sys.executable).parent / "signal"
     with tempfile.TemporaryDirectory(prefix="signal-demo-") as data_dir:
         up = [command, "up", "--detach", "--json", "--port", "0", "--data-dir", data_dir]
-        up += ["--devices", "cpu:1x2", "--model", f"{MODEL}={model_folder}"]
+        # It ends with the demo: no program should find it by a profile afterwards.
+        up += ["--no-profile", "--devices", "cpu:1x2", "--model", f"{MODEL}={model_folder}"]
         started = subprocess.run(up, stdout=subprocess.PIPE, text=True, check=False)
         if started.returncode != 0:
             raise SystemExit("the stack did not start; see above")

@@ -58,17 +58,37 @@ class ForwardBackwardResult(Output):
         },
     )
     loss_sum = fields.Float(required=True, metadata={"description": "In nats, of the whole batch."})
+    divisor = fields.Float(
+        required=True, metadata={"description": "What `loss` is loss_sum divided by."}
+    )
     num_tokens = fields.Integer(
         required=True, metadata={"description": "Tokens with a weight other than 0."}
     )
     grad_norm = fields.Float(
         required=True, metadata={"description": "L2 norm of this call's gradient."}
     )
+    accumulated_grad_norm = fields.Float(
+        required=True,
+        metadata={
+            "description": "L2 norm of the gradients since the last optim_step, as one would take it now."
+        },
+    )
+    accumulated_calls = fields.Integer(
+        required=True, metadata={"description": "How many calls those gradients are of."}
+    )
     metrics = fields.Dict(
         keys=fields.String(),
         values=fields.Float(),
         required=True,
         metadata={"description": "Of the loss, by the names in docs/losses.md; and input_tokens."},
+    )
+    metric_counts = fields.Dict(
+        keys=fields.String(),
+        values=fields.Float(),
+        required=True,
+        metadata={
+            "description": "What each metric of the loss is a mean over, so that calls can be added up."
+        },
     )
     rows = fields.List(
         fields.Nested(ScoredRow),

@@ -14,6 +14,8 @@ from schemas.placed import MAX_BATCH, NAME, Placed
 LIVE, CURRENT, BASE = NAMED = ("live", "current", "base")
 SAVED = "saved"
 MAX_TOP = 20
+# Prompts times `n`.
+MAX_SAMPLES = 1024
 
 
 class SampleRequest(Placed):
@@ -106,6 +108,16 @@ class SampleRequest(Placed):
         validate=validate.Range(1, 128),
         metadata={"description": "Samples per prompt."},
     )
+    first_row = StrictInteger(
+        load_default=0,
+        validate=validate.Range(0, 2**31),
+        metadata={
+            "description": (
+                "Of a part of a larger request: how many samples come before its own, so that with a seed it "
+                "draws what the whole request would."
+            )
+        },
+    )
     logprobs = StrictBoolean(
         load_default=False,
         metadata={
@@ -169,7 +181,7 @@ class SampleRequest(Placed):
     def _count(self, data: dict[str, Any], **kwargs: Any) -> None:
         # What is no list is named by `_prompts`, which runs in the same pass.
         count = len(data["prompts"]) * data["n"] if isinstance(data["prompts"], list) else 0
-        if count > 1024:
+        if count > MAX_SAMPLES:
             raise ValidationError(f"prompts x n is {count}; at most 1,024 samples per call.", "n")
 
 

@@ -24,6 +24,14 @@ from workers.storage import open_storage
 _SHARED: list[RunningStack] = []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_profile_of_the_developer() -> Iterator[None]:
+    """Tests neither read nor write the profile file in the home of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIGNAL_CONFIG_DIR", stacks.config_dir())
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny model."""

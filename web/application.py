@@ -6,6 +6,7 @@ from flask import Flask
 
 from web import admission
 from web.accounts import auth
+from web.accounts.views import blp as accounts
 from web.artifacts.views import blp as artifacts
 from web.context import Services
 from web.docs.fields import exact
@@ -58,7 +59,17 @@ def build(settings: Settings | None = None) -> Flask:
     api = SignalApi(app)
     api.ma_plugin.converter.add_attribute_function(exact)
     lives = (runs, holds, history, events)
-    for blp in (*lives, operations, futures, tokenization, metrics, artifacts, models, health):
+    for blp in (
+        *lives,
+        operations,
+        futures,
+        tokenization,
+        metrics,
+        artifacts,
+        models,
+        accounts,
+        health,
+    ):
         api.register_blueprint(blp)
     app.register_blueprint(docs)
     app.register_blueprint(tinker)

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import httpx2
 
-from rewardsignal._exceptions import AuthenticationError
+from rewardsignal import _config
+from rewardsignal._by_run_id import ByRunId
 from rewardsignal._files import write_tokenizer
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import given
+from rewardsignal._pages import PagedList
 from rewardsignal._poller import Poller
 from rewardsignal._run import SignalRun
-from rewardsignal._schemas import Model, ModelList, Run, RunList, RunOptions, TokenizerFiles
+from rewardsignal._schemas import (
+    Account,
+    Model,
+    ModelList,
+    Run,
+    RunList,
+    RunOptions,
+    TokenizerFiles,
+)
 from rewardsignal._transport import Transport, encode, segment
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 
-
-class SignalClient:
+class SignalClient(ByRunId):
     """Connects to a Signal server; safe to share between threads.
 
-    `api_key` and `base_url` default to SIGNAL_API_KEY and SIGNAL_BASE_URL (without either, the address
-    where `signal up` serves). `timeout` bounds one exchange with the server and `retry_for` the repeats
-    of one call when the server cannot be reached or is busy, both in seconds. `transport` replaces the
-    network: any httpx2 transport, such as one for a WSGI application.
+    `api_key` and `base_url` default to SIGNAL_API_KEY and SIGNAL_BASE_URL, then to the profile that
+    `signal login` or `signal up` stored; a stored key is used for its own server alone. `timeout` bounds
+    one exchange with the server and `retry_for` the repeats of one call when the server cannot be
+    reached or is busy, both in seconds. `transport` replaces the network: any httpx2 transport, such as
+    one for a WSGI application.
     """
 
     def __init__(
@@ -41,23 +49,33 @@ class SignalClient:
         retry_for: float = 60.0,
     ) -> None:
         """Opens no connection. Raises AuthenticationError when there is no key."""
-        key = api_key or os.environ.get("SIGNAL_API_KEY")
-        if not key:
-            raise AuthenticationError("No API key: pass api_key or set SIGNAL_API_KEY.")
-        url = base_url or os.environ.get("SIGNAL_BASE_URL") or DEFAULT_BASE_URL
+        found = _config.resolve(api_key, base_url)
         self._transport = Transport(
-            url, key, timeout=timeout, retry_for=retry_for, transport=transport
+            found.base_url,
+            found.api_key,
+            timeout=timeout,
+            retry_for=retry_for,
+            transport=transport,
         )
         self._poller = Poller(self._transport)
+        super().__init__()
 
     @property
     def base_url(self) -> str:
         """The server's address."""
         return self._transport.base_url
 
+    def me(self) -> Account:
+        """Whose key this client uses."""
+        return Account.from_dict(self._transport.get("/me").body)
+
     def models(self) -> list[Model]:
         """The models that runs can be made of."""
         return ModelList.from_dict(self._transport.get("/models").body).data
+
+    def list_models(self) -> list[str]:
+        """The names of the models."""
+        return [model.name for model in self.models()]
 
     def tokenizer_files(self, model: str) -> TokenizerFiles:
         """The files of a model's tokenizer, with their text."""
@@ -97,18 +115,18 @@ class SignalClient:
 
     def list_runs(
         self, *, status: str | None = None, label: str | None = None, page_size: int = 50
-    ) -> Iterator[Run]:
+    ) -> PagedList[Run]:
         """The user's runs, newest first; pages are fetched as they are needed.
 
         `label` is a label's name, or `name=value`.
         """
         query: dict[str, Any] = {"status": status, "label": label, "limit": page_size}
-        while True:
-            page = RunList.from_dict(self._transport.get("/runs", query).body)
-            yield from page.data
-            if not page.has_more:
-                return
-            query["cursor"] = page.next_cursor
+
+        def fetch(cursor: str | None) -> tuple[list[Run], str | None]:
+            page = RunList.from_dict(self._transport.get("/runs", query | {"cursor": cursor}).body)
+            return page.data, page.next_cursor if page.has_more else None
+
+        return PagedList(fetch)
 
     def future(self, future_id: str) -> APIFuture[Any]:
         """A future of an earlier process, found again by its id."""

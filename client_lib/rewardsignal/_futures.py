@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from rewardsignal._exceptions import (
@@ -25,8 +25,9 @@ ENDED = frozenset(("completed", "failed", "cancelled"))
 class APIFuture(Generic[T]):
     """One submitted operation.
 
-    It may be waited for as often as one likes, from any thread, also after a wait ran out of time. One
-    that a pipeline holds back is sent by the first call that needs the server's word on it.
+    It may be waited for as often as one likes, also after a wait ran out of time: by `result` from any
+    thread, by `await` in any event loop. One that a pipeline holds back is sent by the first call that
+    needs the server's word on it.
     """
 
     def __init__(
@@ -35,13 +36,15 @@ class APIFuture(Generic[T]):
         """Made by the calls of `SignalRun`; `send` flushes the pipeline that holds it."""
         self.run_id = run_id
         self.kind = kind
-        self.seq: int | None = None
+        self._seq: int | None = None
         self._poller = poller
         self._send = send
         self._id: str | None = None
         self._refused: Exception | None = None
         self._final: tuple[Mapping[str, Any], str | None] | None = None
         self._next: weakref.ref[APIFuture[Any]] | None = None
+        # Of a part of a larger call: that call's name, and how many of its items come before this part's.
+        self.part_of: tuple[object, int] | None = None
 
     def result(self, timeout: float | None = None) -> T:
         """The operation's result, waited for at most `timeout` seconds.
@@ -51,7 +54,10 @@ class APIFuture(Generic[T]):
         """
         if not self.settled:
             self._sent_id()
-            self._poller.wait([self], timeout)
+            self._poller.wait(self.parts(), timeout)
+        return self._outcome()
+
+    def _outcome(self) -> T:
         assert self._final is not None
         raw, request_id = self._final
         if raw["status"] != "completed":
@@ -64,12 +70,34 @@ class APIFuture(Generic[T]):
         """The error that the operation ended in, or None; waits as `result` does."""
         if not self.settled:
             self._sent_id()
-            self._poller.wait([self], timeout)
+            self._poller.wait(self.parts(), timeout)
         try:
-            self.result()
+            self._outcome()
         except SignalAPIError as error:
             return error
         return None
+
+    def add_done_callback(self, callback: Callable[[APIFuture[T]], object]) -> None:
+        """Call `callback(self)` once it has ended, from a background thread, or now if it has.
+
+        It is called too when the end cannot be known (the client was closed, the server has been away
+        for longer than `retry_for`): `result()` then raises why. Keep it short: it holds up others.
+        """
+
+        def on_end(error: Exception | None) -> None:
+            callback(self)
+
+        self.when_ended(on_end)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Its result, without blocking the event loop; raises what `result` raises."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> T:
+        if not self.accepted:
+            await asyncio.to_thread(self._sent_id)
+        await self.ended()
+        return self._outcome()
 
     def status(self) -> Future:
         """Where it stands: status, queue position, times; asks the server until it has ended."""
@@ -94,6 +122,11 @@ class APIFuture(Generic[T]):
         return True
 
     @property
+    def seq(self) -> int | None:
+        """Its place among the run's operations; None of what has none."""
+        return self._seq
+
+    @property
     def future_id(self) -> str:
         """The server's name for it; `client.future(future_id)` finds it again."""
         return self._sent_id()
@@ -114,10 +147,48 @@ class APIFuture(Generic[T]):
 
     # For the rest of the package:
 
+    @property
+    def poller(self) -> Poller:
+        """What waits for it: futures of one client are waited for together."""
+        return self._poller
+
+    def parts(self) -> Sequence[APIFuture[Any]]:
+        """The operations behind it."""
+        return [self]
+
+    def when_ended(self, on_end: Callable[[Exception | None], None]) -> Callable[[], None]:
+        """Call `on_end` once, with None or with why the end cannot be known; returns what undoes that."""
+        self._sent_id()
+        self._poller.watch(self, on_end)
+        return lambda: self._poller.unwatch(self, on_end)
+
+    async def ended(self) -> None:
+        """Return when it has ended. Raises what a poll for it failed with."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake(error: Exception | None) -> None:
+            if waiter.done():
+                return
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
+
+        def on_end(error: Exception | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake, error)
+
+        leave = self.when_ended(on_end)
+        try:
+            await waiter
+        finally:
+            leave()
+
     def bind(self, raw: Mapping[str, Any], request_id: str | None = None) -> None:
         """Take the server's first word on it."""
-        self._id, self.seq = raw["future_id"], raw["seq"]
-        self._send = None
+        self._id, self._seq = raw["future_id"], raw["seq"]
+        self._send = self._refused = None
         if self.has_ended(raw):
             self.settle(raw, request_id)
 
@@ -127,7 +198,7 @@ class APIFuture(Generic[T]):
 
     def settle(self, raw: Mapping[str, Any], request_id: str | None) -> None:
         """Take the server's last word on it."""
-        self.seq = raw["seq"]
+        self._seq = raw["seq"]
         self._final = (raw, request_id)
 
     def follow(self, other: APIFuture[Any]) -> None:
@@ -150,26 +221,3 @@ class APIFuture(Generic[T]):
             raise self._refused
         assert self._id is not None
         return self._id
-
-
-def wait_all(futures: Iterable[APIFuture[T]], timeout: float | None = None) -> list[T]:
-    """The results of all futures, in their order, by as few requests as possible.
-
-    Waits until all have ended, at most `timeout` seconds, then raises the first error there is.
-    """
-    waited = list(futures)
-    by_client: dict[Poller, list[APIFuture[T]]] = {}
-    for future in waited:
-        if not future.settled:
-            future.future_id  # noqa: B018 - sends what a pipeline holds back
-            by_client.setdefault(future._poller, []).append(future)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    for poller, mine in by_client.items():
-        # A run's operations end in order: its last one is worth one held poll, the rest is reading.
-        poller.wait(list({future.run_id: future for future in mine}.values()), _left(deadline))
-        poller.wait(mine, _left(deadline))
-    return [future.result() for future in waited]
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()

@@ -1,7 +1,7 @@
 """The base of every answer: a frozen record that also reads like the JSON object it came from.
 
 `result.loss` and `result["loss"]` are the same value. Fields that a newer server adds are kept and
-can be indexed; fields that an older server does not send are None. Imports nothing of ours.
+can be indexed; fields that an older server does not send are None.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Self
 
+from rewardsignal._display import html_of, line_of
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Record(Mapping[str, Any]):
     """One JSON object of the wire."""
 
@@ -34,6 +36,13 @@ class Record(Mapping[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON object, nested records included."""
         return {name: _plain(value) for name, value in self.items()}
+
+    def __repr__(self) -> str:
+        known = ((name, getattr(self, name)) for name in _names(type(self)))
+        return line_of(type(self).__name__, known)
+
+    def _repr_html_(self) -> str:
+        return html_of(type(self).__name__, self.items())
 
     def __getitem__(self, key: str) -> Any:
         if key not in _names(type(self)):

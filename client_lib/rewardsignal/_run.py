@@ -19,6 +19,7 @@ from rewardsignal._custom import CustomLoss, differentiated
 from rewardsignal._exceptions import ConflictError, NotFoundError, SignalAPIError
 from rewardsignal._files import download_artifact
 from rewardsignal._futures import APIFuture
+from rewardsignal._inference import InferenceClient, saved_at
 from rewardsignal._operations import Batch, Prompts, given
 from rewardsignal._pipeline import Pipeline
 from rewardsignal._poller import Poller
@@ -47,9 +48,14 @@ from rewardsignal._schemas import (
     SaveStateResult,
     SessionState,
     TokenizeResult,
+    TokenizerFiles,
     TokenizerInfo,
 )
+from rewardsignal._split import parts_of
+from rewardsignal._stream import SampleStream
 from rewardsignal._submit import Submitter
+from rewardsignal._tokenizer import Tokenizer
+from rewardsignal._training import TrainingClient
 from rewardsignal._transport import encode, segment
 
 log = logging.getLogger(__name__)
@@ -77,6 +83,7 @@ class SignalRun:
         self._poller = poller
         self._transport = poller.transport
         self._submitter = Submitter(poller, info.run_id)
+        self._tokenizer: Tokenizer | None = None
 
     # The primitives.
 
@@ -90,9 +97,11 @@ class SignalRun:
     ) -> ForwardBackwardResult:
         """Compute a loss and add its gradient to the accumulation.
 
-        `batch` holds 1 to 128 examples: `{"text": …}`, `{"messages": […]}`, `{"tokens": […], …}`,
+        `batch` holds examples: `{"text": …}`, `{"messages": […]}`, `{"tokens": […], …}`,
         `{"prompt": …, "chosen": …, "rejected": …}`, `{"prompt": …, "responses": […]}` or
-        `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes.
+        `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes. More than
+        the server takes at once are sent in parts and answer as one (`grad_norm` is nan then if something
+        was accumulated before).
         """
         body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
         return self._call(ForwardBackwardResult, "forward_backward", body)
@@ -157,6 +166,18 @@ class SignalRun:
     ) -> APIFuture[SampleResult]:
         """Submit a `sample`."""
         return self._submitter.submit_one("sample", bodies.sample(prompts, options))
+
+    def _submit_sample(
+        self, prompts: Prompts, options: SampleOptions, first_row: int
+    ) -> APIFuture[SampleResult]:
+        """A part of a larger sample: `first_row` samples come before its own."""
+        body = {**bodies.sample(prompts, options), "first_row": first_row}
+        return self._submitter.submit_one("sample", body)
+
+    def stream_sample(self, prompts: Prompts, **options: Unpack[SampleOptions]) -> SampleStream:
+        """Sample, and get each token as it comes: `for token in run.stream_sample("Once"): …`."""
+        body = encode(bodies.sample(prompts, options))
+        return SampleStream(self._poller, self.run_id, f"{self._path}/sample/stream", body)
 
     def save_state(self, name: str | None = None, mode: str = "adapter") -> SaveStateResult:
         """Save the adapter as a plain PEFT folder; `download` fetches it.
@@ -228,6 +249,18 @@ class SignalRun:
         """The base model's shape and the adapter's number of parameters."""
         return self._get(ModelInfo, "model_info")
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer on this machine, from the files that the server serves; fetched once.
+
+        Needs the extra `tokenizer`, and neither torch nor transformers.
+        """
+        if self._tokenizer is None:
+            path = f"/models/{segment(self.info.base_model, safe='/')}/tokenizer"
+            files = TokenizerFiles.from_dict(self._transport.get(path).body)
+            self._tokenizer = Tokenizer(files)
+        return self._tokenizer
+
     # The run itself.
 
     def status(self) -> Run:
@@ -235,9 +268,33 @@ class SignalRun:
         self.info = self._get(Run, "status")
         return self.info
 
+    def training(self, timeout: float | None = 3600.0) -> TrainingClient:
+        """A training loop over this run: batches, epochs, checkpoints, a history."""
+        return TrainingClient(self, timeout)
+
+    def inference(
+        self,
+        weights: Any = "live",
+        *,
+        step: int | None = None,
+        timeout: float | None = 300.0,
+        batch_size: int = 32,
+    ) -> InferenceClient:
+        """Texts from this run: of `weights` as `sample` takes them, or of what was saved at `step`."""
+        pinned = weights if step is None else saved_at(self, step)
+        return InferenceClient(self, pinned, timeout, batch_size)
+
     def session_state(self) -> SessionState:
         """What the run's worker holds."""
         return self._get(SessionState, "session_state")
+
+    def get_status(self) -> Run:
+        """The same as `status`."""
+        return self.status()
+
+    def get_metrics(self) -> RunMetrics:
+        """The same as `metrics`."""
+        return self.metrics()
 
     def metrics(self) -> RunMetrics:
         """The whole series: the server's numbers and the user's own beside them."""
@@ -394,7 +451,11 @@ class SignalRun:
 
     def _call(self, record: type[R], kind: str, body: Mapping[str, Any]) -> R:
         """The blocking form; past the server's bound it goes on as a future."""
-        answer = self._transport.post(f"{self._path}/{kind}", encode(body))
+        parts = parts_of(kind, body)
+        if len(parts) > 1:
+            whole: R = self._submitter.submit_one(kind, body).result()
+            return whole
+        answer = self._transport.post(f"{self._path}/{kind}", parts[0][1])
         if answer.status != 202:
             return record.from_dict(answer.body)
         result: R = self._submitter.accepted(kind, answer).result()

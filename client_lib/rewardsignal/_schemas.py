@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
 from rewardsignal._records import Record
+from rewardsignal._series import Outputs, Series
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Account(Record):
+    """GET /me: whose key the request was sent with."""
+
+    object: str
+    user_id: str
+    name: str
+    key_id: str
+    """The public part of the key; its other part is in no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArtifactFile(Record):
     """A file of an artifact."""
 
@@ -20,7 +32,7 @@ class ArtifactFile(Record):
     """Path under the base URL; takes Range requests."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Artifact(Record):
     """One saved state."""
 
@@ -39,7 +51,7 @@ class Artifact(Record):
     manifest: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ArtifactList(Record):
     """GET /runs/{id}/artifacts, oldest first; `artifacts` is `data` under the original's name."""
 
@@ -54,7 +66,7 @@ class ArtifactList(Record):
     artifacts: list[Artifact]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Model(Record):
     """One model that the operator named."""
 
@@ -71,7 +83,7 @@ class Model(Record):
     has_chat_template: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelList(Record):
     """GET /models: `models` are the names, `data` the entries."""
 
@@ -84,7 +96,7 @@ class ModelList(Record):
     data: list[Model]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TokenizerFile(Record):
     """A file of the tokenizer."""
 
@@ -95,7 +107,7 @@ class TokenizerFile(Record):
     """The file's text."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TokenizerFiles(Record):
     """GET /models/{name}/tokenizer: write these files to one folder for local use."""
 
@@ -107,7 +119,7 @@ class TokenizerFiles(Record):
     files: list[TokenizerFile]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TokenizeResult(Record):
     """Ids and token strings per text."""
 
@@ -115,14 +127,14 @@ class TokenizeResult(Record):
     tokens: list[list[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DetokenizeResult(Record):
     """A text for one list of ids, a list of texts for several."""
 
     text: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ChatTemplateResult(Record):
     """The rendered conversation and its ids (no special token is added twice)."""
 
@@ -130,7 +142,7 @@ class ChatTemplateResult(Record):
     token_ids: list[int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TokenizerInfo(Record):
     """GET /runs/{id}/tokenizer_info."""
 
@@ -144,7 +156,7 @@ class TokenizerInfo(Record):
     chat_template: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelInfo(Record):
     """GET /runs/{id}/model_info."""
 
@@ -161,7 +173,7 @@ class ModelInfo(Record):
     chat_template: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunEvent(Record):
     """Something that happened to a run."""
 
@@ -175,7 +187,7 @@ class RunEvent(Record):
     """By type, such as `from_seq`, `to_seq` and `seconds` of `rebuilt`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunEventList(Record):
     """GET /runs/{id}/events, in order."""
 
@@ -192,7 +204,7 @@ class RunEventList(Record):
     """The run has ended and nothing comes after these events."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FutureCancelled(Record):
     """DELETE /futures/{id}."""
 
@@ -201,7 +213,7 @@ class FutureCancelled(Record):
     """stopping: a running sample ends at its next token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunHold(Record):
     """Why a run takes no operation, and what its owner may accept so that it goes on."""
 
@@ -213,7 +225,7 @@ class RunHold(Record):
     """What resume must accept; null when a plain resume will do."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunSnapshot(Record):
     """The newest verified snapshot of the whole state."""
 
@@ -223,7 +235,7 @@ class RunSnapshot(Record):
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Determinism(Record):
     """Whether the same operations give the same bits in this run's setting."""
 
@@ -233,7 +245,7 @@ class Determinism(Record):
     """Every operation after this seq was executed in one setting."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunParent(Record):
     """What a run began from, if not from nothing."""
 
@@ -244,7 +256,7 @@ class RunParent(Record):
     """The saved state it began from; null for a branch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JournalSize(Record):
     """What the run holds in Redis: operations that are not yet sealed in storage."""
 
@@ -252,7 +264,7 @@ class JournalSize(Record):
     bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MetricRow(Record):
     """One row of the series: an operation's numbers (`seq` set) or the user's."""
 
@@ -264,8 +276,8 @@ class MetricRow(Record):
     created_at: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunMetrics(Record):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunMetrics(Series):
     """GET /runs/{id}/metrics."""
 
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
@@ -279,7 +291,7 @@ class RunMetrics(Record):
     next_cursor: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ErrorBody(Record):
     """What went wrong, in the words of the one error shape (without the request id)."""
 
@@ -293,7 +305,7 @@ class ErrorBody(Record):
     retryable: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Timings(Record):
     """Where the time of one operation went, in milliseconds."""
 
@@ -303,7 +315,7 @@ class Timings(Record):
     """The worker's own work."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ScoredRow(Record):
     """One row of a loss: a preference gives two, the chosen one first, a group one per response."""
 
@@ -313,7 +325,7 @@ class ScoredRow(Record):
     """Of the row's targets, in nats; K each where given."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ForwardBackwardResult(Record):
     """Answer of forward_backward."""
 
@@ -331,18 +343,26 @@ class ForwardBackwardResult(Record):
     sum."""
     loss_sum: float
     """In nats, of the whole batch."""
+    divisor: float
+    """What `loss` is loss_sum divided by."""
     num_tokens: int
     """Tokens with a weight other than 0."""
     grad_norm: float
     """L2 norm of this call's gradient."""
+    accumulated_grad_norm: float
+    """L2 norm of the gradients since the last optim_step, as one would take it now."""
+    accumulated_calls: int
+    """How many calls those gradients are of."""
     metrics: dict[str, float]
     """Of the loss, by the names in docs/losses.md; and input_tokens."""
+    metric_counts: dict[str, float]
+    """What each metric of the loss is a mean over, so that calls can be added up."""
     rows: list[ScoredRow] | None = None
     """null unless `logprobs` asked for them."""
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ForwardRow(Record):
     """One row of a forward: a preference gives two, the chosen one first, a group one per response."""
 
@@ -359,7 +379,7 @@ class ForwardRow(Record):
     """Their log-probabilities, greatest first, or null."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ForwardResult(Record):
     """Answer of forward."""
 
@@ -376,7 +396,7 @@ class ForwardResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OptimStepResult(Record):
     """Answer of optim_step."""
 
@@ -394,7 +414,7 @@ class OptimStepResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sample(Record):
     """One sampled continuation."""
 
@@ -409,7 +429,7 @@ class Sample(Record):
     finish_reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SampledFrom(Record):
     """The weights that a sample is from."""
 
@@ -419,8 +439,8 @@ class SampledFrom(Record):
     artifact: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleResult(Record):
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SampleResult(Outputs):
     """Answer of sample; `outputs`, `token_ids`, `tokens`, `logprobs` are there when n is 1."""
 
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
@@ -450,7 +470,7 @@ class SampleResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SaveStateResult(Record):
     """Answer of save_state."""
 
@@ -469,7 +489,7 @@ class SaveStateResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoadStateResult(Record):
     """Answer of load_state."""
 
@@ -487,7 +507,7 @@ class LoadStateResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Certificate(Record):
     """What a run's state is, in hashes: where they are equal, the bits are."""
 
@@ -514,7 +534,7 @@ class Certificate(Record):
     """Not of the certificate that a completed run keeps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CompleteResult(Record):
     """Result of the operation that complete puts into the journal."""
 
@@ -528,7 +548,7 @@ class CompleteResult(Record):
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Future(Record):
     """An operation's place and, once it is finished, its result or error."""
 
@@ -560,7 +580,7 @@ class Future(Record):
     error: ErrorBody | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FutureList(Record):
     """Several futures, in the order asked for or submitted."""
 
@@ -572,7 +592,7 @@ class FutureList(Record):
     data: list[Future]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Operation(Record):
     """One entry of the journal."""
 
@@ -591,7 +611,7 @@ class Operation(Record):
     error: ErrorBody | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OperationList(Record):
     """GET /runs/{id}/operations: what finished after a seq, in order."""
 
@@ -606,7 +626,7 @@ class OperationList(Record):
     applied_seq: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunDevice(Record):
     """The device a run is leased."""
 
@@ -620,7 +640,7 @@ class RunDevice(Record):
     """Number format of the base weights, once loaded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Run(Record):
     """A run as GET /runs/{id} gives it."""
 
@@ -677,7 +697,7 @@ class Run(Record):
     ended_at: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunList(Record):
     """A page of runs, newest first; `runs` is `data` under the original's name."""
 
@@ -693,7 +713,7 @@ class RunList(Record):
     next_cursor: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SessionWorker(Record):
     """The process that holds the run."""
 
@@ -705,7 +725,7 @@ class SessionWorker(Record):
     heartbeat_at: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SessionState(Record):
     """GET /runs/{id}/session_state: what the worker holds."""
 
@@ -731,7 +751,7 @@ class SessionState(Record):
     worker: SessionWorker | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunClosed(Record):
     """The answer of complete and cancel."""
 
@@ -746,7 +766,7 @@ class RunClosed(Record):
     message: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Health(Record):
     """GET /health: this process answers."""
 
@@ -754,7 +774,7 @@ class Health(Record):
     version: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Ready(Record):
     """GET /ready: this process reaches SQL and Redis; workers are reported, not required."""
 
@@ -763,7 +783,7 @@ class Ready(Record):
     workers: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ErrorDetail(Record):
     """One wrong field."""
 
@@ -772,7 +792,7 @@ class ErrorDetail(Record):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ApiError(Record):
     """The inside of the one error shape."""
 
@@ -794,7 +814,7 @@ class ApiError(Record):
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ErrorEnvelope(Record):
     """Every answer that is not a success."""
 
@@ -915,6 +935,8 @@ class SampleOptions(TypedDict, total=False):
     the request gets alone; slower beside others."""
 
 
+MAX_BATCH = 128
+MAX_SAMPLES = 1024
 MAX_FUTURE_IDS = 150
 MAX_OPERATIONS = 256
 CLOSED_STATUSES = frozenset(["cancelled", "completed", "failed"])

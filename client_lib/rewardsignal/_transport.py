@@ -12,6 +12,7 @@ import random
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class Transport:
         self._http = httpx2.Client(
             transport=transport, verify=secure, timeout=timeout, limits=_LIMITS
         )
+        # Who does not close the client leaves no socket behind all the same.
+        weakref.finalize(self, self._http.close)
 
     def _headers(self, api_key: str) -> httpx2.Headers:
         try:
@@ -134,6 +137,37 @@ class Transport:
                 yield response
             finally:
                 response.close()
+
+    @contextmanager
+    def events(self, path: str, body: bytes) -> Iterator[httpx2.Response]:
+        """POST that is answered by Server-Sent Events, until the block ends.
+
+        Refusals are raised, and repeated where that helps, as those of any POST.
+        """
+        headers = self._write.copy()
+        headers["Idempotency-Key"] = uuid.uuid4().hex
+        headers["Accept"] = "text/event-stream"
+        attempt, until = 0, self.retry_until()
+        while True:
+            try:
+                response = self._opened(path, body, headers)
+                break
+            except SignalAPIError as error:
+                self.pause(error, attempt, until)
+            attempt += 1
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _opened(self, path: str, body: bytes, headers: httpx2.Headers) -> httpx2.Response:
+        request = self._request("POST", path, body, headers, self.timeout)
+        with _our_errors(self.base_url):
+            response = self._http.send(request, stream=True)
+            if response.status_code >= 400:
+                response.read()
+                raise _error_of(response)
+        return response
 
     def close(self) -> None:
         """Close the connections; a call that waits for a retry gives up."""
@@ -208,7 +242,7 @@ def _url(text: str) -> httpx2.URL:
     return httpx2.URL(text)
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Any) -> bytes:
     """Strict JSON; arrays and tensors (anything with `tolist`) become lists."""
     try:
         text = json.dumps(

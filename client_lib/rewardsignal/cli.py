@@ -1,11 +1,12 @@
 """The command `signal`: a group whose commands come from the entry points `rewardsignal.commands`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no or a wrong API key, 4 not found, 5 in conflict with
-the state of things or unavailable, 130 interrupted.
+the state of things or unavailable, 130 interrupted, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -38,6 +39,28 @@ _EXIT_CODES: dict[type[SignalAPIError], int] = {
 }
 
 
+INTERRUPTED, PIPE_CLOSED = 130, 141
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage
+  3    no API key, or not a valid one
+  4    not found
+  5    in conflict with the state of things, or unavailable
+  130  interrupted
+  141  the reader of the output has gone
+"""
+_HINTS = {
+    "unauthorized": "`signal login` stores another key.",
+    "run_paused": "`signal runs resume RUN` goes on with it.",
+    "rolled_back": "`signal runs show RUN` says what to accept.",
+    "unknown_model": "`signal models` lists what there is.",
+    "run_closed": "`signal runs branch RUN` goes on from its state in a new run.",
+    "history_gone": "`signal runs show RUN` says from where it can be branched.",
+}
+
+
 class Commands(click.Group):
     """Loads a command when it is called for, so that `signal up` does not import what others need."""
 
@@ -57,15 +80,26 @@ class Commands(click.Group):
         return command if isinstance(command, click.Command) else None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors of the API become a message and an exit code."""
+        """Run the command; what ends it early becomes a message and an exit code."""
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
         except SignalAPIError as error:
             _tell(error)
             ctx.exit(exit_code(error))
+        except BrokenPipeError:
+            # Python would complain of it once more when it closes standard output.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(PIPE_CLOSED)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="signal")
 def main() -> None:
     """Signal: a self-hosted training API for language models."""
@@ -82,6 +116,10 @@ def _tell(error: SignalAPIError) -> None:
     click.echo(f"Error: {error}", err=True)
     for detail in error.details[1:]:
         click.echo(f"  {detail.get('param')}: {detail.get('message')}", err=True)
+    if isinstance(error, SignalConnectionError):
+        click.echo("`signal up` starts a server here; `signal login` names another.", err=True)
+    elif error.code in _HINTS:
+        click.echo(_HINTS[error.code], err=True)
 
 
 def _installed() -> dict[str, EntryPoint]:

@@ -2,16 +2,17 @@
 
 Numbers on the small model of `gpu_numbers`, speed on a large shape in bfloat16: one row against the time that
 reading the weights takes (by a copy measured in the same run), 64 rows at once against transformers'
-generate, and 16 runs of rank 16 against one run.
+generate, and 16 runs of rank 16 against one run. All of it by CUDA graphs, as the generator does by itself,
+and one row and 64 without them besides (`eager_…`).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -20,12 +21,15 @@ from tests.bench.gpu_numbers import SMALL
 from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base, load_base
 from workers.engine.generation import Generator, Request, SampleOutput
+from workers.engine.generation.replays import Capture, CudaGraphs, Replay
 from workers.engine.lora import Adapter, LoraSpec
 from workers.engine.parameters import Weights
 from workers.engine.trainer import Trainer
 
+How: TypeAlias = Capture | Literal["auto"] | None
 CACHE_BYTES = 8 << 30
 LIMITS = {"float32": 1e-4, "bfloat16": 0.5, "float16": 0.1}
+HOWS: tuple[How, How] = ("auto", None)
 AIMS = {"of_the_bandwidth": 0.70, "times_generate": 5.0, "sixteen_runs": 0.9}
 PROMPT = list(range(20, 84))
 
@@ -57,6 +61,36 @@ def _checks(path: Path, device: str) -> Iterator[tuple[str, float, float]]:
     exact = sampled(base, runs[:1], 1, 24, deterministic=True)
     beside = sampled(base, runs, 1, 24, deterministic=True)[:1]
     yield "bits of a deterministic request beside others", float(_bits(exact) != _bits(beside)), 0.0
+    yield from _graph_checks(path, device)
+
+
+def _graph_checks(path: Path, device: str) -> Iterator[tuple[str, float, float]]:
+    """Requests of several runs by CUDA graphs against the same without them. In float32: with fewer bits
+    another token may be drawn; there `_gap` compares what graphs sample with the trainer."""
+    base = load_base(path, dtype="float32", device=device)
+    runs, graphs = [adapter(base, 1, 4), None, adapter(base, 2, 16)], graph_capture(device)
+    replayed = sampled(base, runs, 2, 48, capture=graphs)
+    eager = sampled(base, runs, 2, 48, capture=None)
+    yield "float32 log-probabilities by graphs", _apart(replayed, eager), LIMITS["float32"]
+    if graphs is not None:
+        yield "CUDA graphs that could not be captured", float(not graphs.captured), 0.0
+
+
+class CountedGraphs(CudaGraphs):
+    """Says how many steps were captured."""
+
+    captured = 0
+
+    def capture(self, run: Callable[[], None]) -> Replay:
+        """See Capture.capture."""
+        replay = super().capture(run)
+        self.captured += 1
+        return replay
+
+
+def graph_capture(device: str) -> CountedGraphs | None:
+    """CUDA graphs that are counted; None where there are none."""
+    return CountedGraphs(torch.device(device)) if device == "cuda" else None
 
 
 def _gap(base: Base) -> float:
@@ -69,7 +103,7 @@ def _gap(base: Base) -> float:
         [[*PROMPT, *sample.token_ids]], _NoText(), (0, 0), 0, prompt_logprobs=True,
         weights=run.adapter.frozen(),
     )  # fmt: skip
-    (scored,) = _run(base, [request])
+    (scored,) = finished(Generator(base, cache_bytes=CACHE_BYTES), [request])
     assert scored.prompt_scores is not None
     trained = scored.prompt_scores[0].logprobs[len(PROMPT) :]
     return max(abs(a - b) for a, b in zip(sample.logprobs, trained, strict=True) if b is not None)
@@ -110,22 +144,39 @@ def sampled(
     *,
     deterministic: bool = False,
     first: int = 0,
+    capture: How = "auto",
 ) -> list[SampleOutput]:
     """`n` samples of one prompt for each of `runs`, all at once, drawn by their numbers from `first` on."""
-    return _run(
-        base,
-        [
-            Request(
-                [PROMPT], _NoText(), (7, number), tokens, n=n, weights=weights,
-                deterministic=deterministic,
-            )
-            for number, weights in enumerate(runs, first)
-        ],
-    )  # fmt: skip
+    generator = Generator(base, cache_bytes=CACHE_BYTES, capture=capture)
+    requests = requests_of(runs, n, tokens, deterministic=deterministic, first=first)
+    return finished(generator, requests)
 
 
-def _run(base: Base, requests: Sequence[Request]) -> list[SampleOutput]:
-    generator = Generator(base, cache_bytes=CACHE_BYTES)
+def requests_of(
+    runs: Sequence[Weights | None],
+    n: int,
+    tokens: int,
+    *,
+    deterministic: bool = False,
+    first: int = 0,
+) -> list[Request]:
+    """A request of `n` samples of one prompt for each of `runs`."""
+    return [
+        Request(
+            [PROMPT],
+            _NoText(),
+            (7, number),
+            tokens,
+            n=n,
+            weights=weights,
+            deterministic=deterministic,
+        )
+        for number, weights in enumerate(runs, first)
+    ]
+
+
+def finished(generator: Generator, requests: Sequence[Request]) -> list[SampleOutput]:
+    """All of them at once, to their end."""
     tickets = [generator.submit(request) for request in requests]
     while not all(ticket.done for ticket in tickets):
         generator.step()
@@ -149,8 +200,8 @@ def decoding(
 
 def _engine(path: Path, device: str, tokens: int, rows: int) -> dict[str, Any]:
     base = load_base(path, dtype="bfloat16", device=device)
-    one = _speed(base, [None], 1, tokens, device)
-    many = _speed(base, [None], rows, tokens, device)
+    one, eager_one = (_speed(base, [None], 1, tokens, device, how) for how in HOWS)
+    many, eager_many = (_speed(base, [None], rows, tokens, device, how) for how in HOWS)
     alone = _speed(base, [adapter(base, 1, 16)], rows, tokens, device)
     runs = [adapter(base, seed, 16) for seed in range(16)]
     together = _speed(base, runs, max(1, rows // 16), tokens, device)
@@ -160,26 +211,40 @@ def _engine(path: Path, device: str, tokens: int, rows: int) -> dict[str, Any]:
         "row_tokens_per_s": round(one, 1),
         "bandwidth_gb_per_s": round(bound * read * 1e-9, 1),
         "of_the_bandwidth": round(one / bound, 3),
+        "eager_row_tokens_per_s": round(eager_one, 1),
+        "eager_of_the_bandwidth": round(eager_one / bound, 3),
         "rows_tokens_per_s": round(many),
+        "eager_rows_tokens_per_s": round(eager_many),
         "one_run_tokens_per_s": round(alone),
         "sixteen_runs_tokens_per_s": round(together),
         "sixteen_runs": round(together / alone, 3),
     }
 
 
-def _speed(base: Base, runs: Sequence[Weights | None], n: int, tokens: int, device: str) -> float:
-    """Without what the prompts take: by the difference of two lengths, each at its best."""
+def _speed(
+    base: Base,
+    runs: Sequence[Weights | None],
+    n: int,
+    tokens: int,
+    device: str,
+    capture: How = "auto",
+) -> float:
+    """Without what prompts and captures take: by the difference of two lengths, each at its best, on a
+    generator that has seen their shapes."""
+    generator = Generator(base, cache_bytes=CACHE_BYTES, capture=capture)
     lengths = (tokens, tokens // 4)
     long, short = (
-        min(_seconds(base, runs, n, count, device) for _ in range(3)) for count in lengths
+        min(_seconds(generator, runs, n, count, device) for _ in range(4)) for count in lengths
     )
     return len(runs) * n * (lengths[0] - lengths[1]) / (long - short)
 
 
-def _seconds(base: Base, runs: Sequence[Weights | None], n: int, tokens: int, device: str) -> float:
+def _seconds(
+    generator: Generator, runs: Sequence[Weights | None], n: int, tokens: int, device: str
+) -> float:
     _settle(device)
     begun = time.perf_counter()
-    sampled(base, runs, n, tokens)
+    finished(generator, requests_of(runs, n, tokens))
     _settle(device)
     return time.perf_counter() - begun
 

@@ -175,6 +175,25 @@ def test_keys_are_for_users(stack: RunningStack):
     assert "--user" in refused.stderr
 
 
+def test_keys_are_listed_and_revoked(stack: RunningStack):
+    where = ("--data-dir", stack.data_dir)
+    key = stack.new_user("carl")
+    key_id = key.split("-")[2]
+    assert get(f"{stack.base_url}/models", bearer(key))[0] == 200
+    listed = json.loads(stacks.signal("keys", "list", "--json", *where))
+    (mine,) = [row for row in listed if row["key_id"] == key_id]
+    assert (mine["user"], mine["revoked_at"]) == ("carl", None)
+    assert key not in stacks.signal("keys", "list", *where)
+    stacks.signal("keys", "revoke", key_id, *where)
+    (row,) = [row for row in stacks.signal("keys", "list", *where).splitlines() if key_id in row]
+    assert row.endswith("revoked")
+    # The web processes remember a key for ten seconds.
+    eventually(lambda: get(f"{stack.base_url}/models", bearer(key))[0] == 401)
+    unknown = stacks.attempt("keys", "revoke", "nothing", *where)
+    assert unknown.returncode == 1
+    assert "signal keys list" in unknown.stderr
+
+
 def test_status(stack: RunningStack):
     run = post(f"{stack.base_url}/runs", stack.api_key, {"base_model": "tiny"})
     found = json.loads(stacks.signal("status", "--json", "--data-dir", stack.data_dir))

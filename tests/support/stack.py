@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,20 @@ class RunningStack:
         return [self.pid, *(process.pid for process in leftovers.marked(Folder(self.data_dir)))]
 
 
+@cache
+def config_dir() -> str:
+    """Where this process's stacks and clients keep profiles: never in a real home."""
+    folder = tempfile.mkdtemp(prefix="signal-config-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """What `signal` is run in: the test's environment without a server that it names."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
+    return inherited | ENVIRONMENT | {"SIGNAL_CONFIG_DIR": config_dir()}
+
+
 def up(data_dir: Path, *options: object, **run: Any) -> RunningStack:
     """`signal up --detach`, on any free port."""
     common = ("up", "--detach", "--json", "--port", "0", "--data-dir", data_dir)
@@ -62,15 +80,17 @@ def signal(*arguments: object, **run: Any) -> str:
 
 
 def attempt(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
+    *arguments: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    text: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `signal …` to its end, well or not."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED)}
+    """Runs `signal …` to its end, well or not; `text` is its standard input."""
     return subprocess.run(
         [SIGNAL, *map(str, arguments)],
         cwd=cwd,
-        env=inherited | ENVIRONMENT | (env or {}),
-        stdin=subprocess.DEVNULL,
+        env=environment() | (env or {}),
+        input=text,
         capture_output=True,
         text=True,
         timeout=300,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from flask import Flask, g, request
 
 from schemas.errors import SignalError
+from web.accounts import keys
 from web.accounts.service import User
 from web.context import services
 
@@ -29,7 +30,8 @@ def is_public(path: str) -> bool:
 def _authenticate() -> None:
     if is_public(request.path):
         return
-    g.user = _user_of(tinker_key() if request.path.startswith(TINKER) else _bearer_key())
+    key = tinker_key() if request.path.startswith(TINKER) else _bearer_key()
+    g.user, g.key_id = _user_of(key), keys.public_id(key)
 
 
 def _user_of(key: str) -> User:

@@ -6,7 +6,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -27,6 +27,17 @@ class User:
 
     id: str
     name: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, as far as it may be shown."""
+
+    id: str
+    user: str
+    created_at: datetime
+    last_used_at: datetime | None
+    revoked_at: datetime | None
 
 
 def create_user(db: Database, name: str) -> User:
@@ -63,6 +74,17 @@ def revoke_key(db: Database, public_id: str) -> bool:
         if row is not None and row.revoked_at is None:
             row.revoked_at = session.scalar(select(utc_now()))
         return row is not None
+
+
+def list_keys(db: Database) -> list[Key]:
+    """All keys, revoked ones too, oldest first."""
+    found = select(ApiKeyRow, UserRow.name).join(UserRow, UserRow.id == ApiKeyRow.user_id)
+    with db.reading() as session:
+        rows = session.execute(found.order_by(ApiKeyRow.created_at, ApiKeyRow.public_id))
+        return [
+            Key(row.public_id, name, row.created_at, row.last_used_at, row.revoked_at)
+            for row, name in rows
+        ]
 
 
 def user_of_key(db: Database, text: str) -> User | None:

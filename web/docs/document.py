@@ -62,6 +62,7 @@ _IDS = {
     "get /runs/{run_id}/artifacts/{name}/files/{path}": "download_file",
     "get /models": "list_models",
     "get /models/{name}/tokenizer": "get_tokenizer_files",
+    "get /me": "get_account",
     "get /health": "health",
     "get /ready": "ready",
 }

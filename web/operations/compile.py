@@ -189,6 +189,7 @@ def compile_sample(
         "n": request["n"],
         "logprobs": request["logprobs"],
         "min_p": request["min_p"],
+        "first_row": request["first_row"],
         "top_logprobs": request["top_logprobs"],
         "prompt_logprobs": request["prompt_logprobs"],
         "top_prompt_logprobs": request["top_prompt_logprobs"],

@@ -1,4 +1,4 @@
-"""`signal up`, `down`, `status`, `keys create` and `doctor`: the server's part of the command line.
+"""`signal up`, `down`, `status`, `keys` and `doctor`: the server's part of the command line.
 
 The client's command finds these through the entry-point group `rewardsignal.commands`, so this module
 imports nothing heavy until a command runs.
@@ -55,6 +55,11 @@ def _plainly(command: Callable[P, R]) -> Callable[P, R]:
     help="A model that users may name; with SIGNAL_ALLOW_HUB=1 also NAME=ORG/MODEL of the hub.",
 )
 @click.option("--detach", is_flag=True, help="Return once it serves; `signal down` stops it.")
+@click.option(
+    "--profile/--no-profile",
+    default=True,
+    help="Store address and key as the profile `local`, where `signal` and SignalClient() find them.",
+)
 @_json
 @_plainly
 def up(
@@ -64,6 +69,7 @@ def up(
     devices: str | None,
     models: tuple[str, ...],
     detach: bool,
+    profile: bool,
     as_json: bool,
 ) -> None:
     """Start Signal on this machine: API, workers, queue and Flower.
@@ -80,12 +86,12 @@ def up(
         check_devices(devices)
     options = Options(str(folder.root), host, port, devices, tuple(map(parse_model, models)))
     if found := launch.running(folder):
-        return _show_running(found, as_json=as_json)
+        return _show_running(found, profile=profile, as_json=as_json)
     if not ports.is_loopback(host):
         click.echo(f"Warning: {host} can be reached from outside, over plain HTTP.", err=True)
 
     def serving(info: dict[str, Any]) -> None:
-        _show_up(info, as_json=as_json)
+        _show_up(info, profile=profile, as_json=as_json)
         if not as_json and not detach:
             click.echo("Ctrl-C stops it.")
 
@@ -95,7 +101,7 @@ def up(
     except AlreadyRunsError:
         # Another `up` was quicker by a moment.
         if found := launch.running(folder):
-            return _show_running(found, as_json=as_json)
+            return _show_running(found, profile=profile, as_json=as_json)
         raise
 
 
@@ -103,7 +109,7 @@ def up(
 @_data_dir
 @_plainly
 def down(data_dir: Path | None) -> None:
-    """Stop Signal: everything that `up` started. What it stores stays."""
+    """Stop Signal: everything that `up` started. What it stores stays, its profile too."""
     from web.stack import launch
 
     folder = _folder(data_dir)
@@ -143,6 +149,37 @@ def create(user: str, data_dir: Path | None, as_json: bool) -> None:
     click.echo(json.dumps({"user": user, "api_key": key}) if as_json else key)
 
 
+@keys.command("list")
+@_data_dir
+@_json
+@_plainly
+def list_keys(data_dir: Path | None, as_json: bool) -> None:
+    """All keys: whose, how old, when last used. The keys themselves are stored nowhere."""
+    from web.stack import accounts
+
+    found = accounts.list_keys(_folder(data_dir))
+    if as_json:
+        return click.echo(json.dumps(found, indent=1))
+    width = max([len("USER"), *(len(str(key["user"])) for key in found)])
+    click.echo(f"{'KEY':<12}  {'USER':<{width}}  {'CREATED':<20}  LAST USED")
+    for key in found:
+        used = "revoked" if key["revoked_at"] else key["last_used_at"] or "-"
+        click.echo(f"{key['key_id']}  {key['user']:<{width}}  {key['created_at']}  {used}")
+    return None
+
+
+@keys.command()
+@click.argument("key_id", metavar="KEY")
+@_data_dir
+@_plainly
+def revoke(key_id: str, data_dir: Path | None) -> None:
+    """Make a key useless. KEY is its id, as `signal keys list` and `signal whoami` show it."""
+    from web.stack import accounts
+
+    accounts.revoke_key(_folder(data_dir), key_id)
+    click.echo(f"{key_id} opens nothing any more.")
+
+
 @click.command()
 @_data_dir
 @_json
@@ -167,13 +204,14 @@ def _folder(data_dir: Path | None) -> Any:
     return Folder((data_dir or default_folder()).expanduser().resolve())
 
 
-def _show_running(info: dict[str, Any], *, as_json: bool) -> None:
+def _show_running(info: dict[str, Any], *, profile: bool, as_json: bool) -> None:
     if not as_json:
         click.echo("It runs already; nothing was changed (stop it with `signal down`).", err=True)
-    _show_up(info, as_json=as_json)
+    _show_up(info, profile=profile, as_json=as_json)
 
 
-def _show_up(info: dict[str, Any], *, as_json: bool) -> None:
+def _show_up(info: dict[str, Any], *, profile: bool, as_json: bool) -> None:
+    stored = _store_profile(info) if profile else None
     if as_json:
         click.echo(json.dumps(info))
         return
@@ -182,6 +220,20 @@ def _show_up(info: dict[str, Any], *, as_json: bool) -> None:
     if info["flower_url"]:
         click.echo(f"  Flower   {info['flower_url']}  (login {info['flower_login']})")
     click.echo(f"  Data     {info['data_dir']}")
+    if stored:
+        click.echo(f"  Profile  {stored}")
+
+
+def _store_profile(info: dict[str, Any]) -> str | None:
+    """What was stored, in words. A stack that serves is not stopped because it could not be."""
+    from web.stack import profile as profiles
+    from web.stack.errors import StackError
+
+    try:
+        return profiles.store(info["base_url"], info["api_key"])
+    except StackError as error:
+        click.echo(f"Warning: {error}", err=True)
+        return None
 
 
 GROUP = click.Group("signal", commands=[up, down, status, keys, doctor])

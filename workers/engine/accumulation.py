@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,11 @@ class Accumulation:
     def divisor(self) -> float:
         """What the sum is divided by before it is applied."""
         return 1.0 if self.reduction == "sum" else self.weight
+
+    def norm(self) -> float:
+        """L2 norm of the gradient as it would be applied; the greatest float where it is not finite."""
+        norm = float(torch.linalg.vector_norm(self.gradient)) / self.divisor
+        return norm if math.isfinite(norm) else sys.float_info.max
 
     def joined(self, new: Accumulation) -> Accumulation:
         """Both together; the memory is this one's, which must not be used any more."""

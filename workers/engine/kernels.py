@@ -113,11 +113,11 @@ def rms_norm(x: Tensor, gain: Tensor, eps: Tensor) -> tuple[Tensor, tuple[Tensor
 
     `eps` is a scalar tensor: a Python number would be made one at each call.
     """
-    wide = x.to(eps.dtype)
+    wide = x if x.dtype == eps.dtype else x.to(eps.dtype)
     total = (wide * wide).sum(-1, keepdim=True)
     scale = torch.add(eps, total, alpha=1.0 / x.shape[-1]).rsqrt_()
     normed = wide * scale
-    return gain * normed.to(x.dtype), (normed, scale)
+    return gain * (normed if wide is x else normed.to(x.dtype)), (normed, scale)
 
 
 def rms_norm_backward(slope: Tensor, gain: Tensor, kept: tuple[Tensor, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ length of each row of W + scale * B A, a constant in the derivative.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -69,9 +70,10 @@ class LoraLinear(nn.Module):
         """Keep the weight; a subclass keeps it in fewer bits."""
         self.weight = nn.Parameter(weight, requires_grad=False)
 
-    @property
+    @cached_property
     def weight_t(self) -> Tensor:
-        """[in, out]."""
+        """[in, out], of a layer whose weight stays where it is: made once, since a small model's step is made
+        of hundreds of such calls."""
         return self.weight.detach().t()
 
     @property

@@ -23,7 +23,7 @@ from workers.engine.decoder import Head, Pass, positions
 from workers.engine.linear import LoraLinear, Slot
 from workers.engine.memory import layer_bytes
 from workers.engine.rope import Rope, head_dim, supports_rope
-from workers.engine.slab import Slab, Step
+from workers.engine.slab import KeyValues, Slab, Step
 from workers.engine.spans import Span, Spans, Terms, spans_of
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -197,8 +197,8 @@ class Llama:
         how = how or Pass.of(tokens)
         device, dtype = self.embedding.device, self.embedding.dtype
         kernel = how.kernel if known_kernel(how.kernel, device, dtype) else self.kernel
-        tables = self.rope.at(positions(how.lengths, device).unsqueeze(0), max(how.lengths))
-        packing = Packing(how.lengths, *tables, kernel, how.dropout)
+        cos, sin = self.rope.at(positions(how.lengths, device), max(how.lengths))
+        packing = Packing(how.lengths, cos[None], sin[None], kernel, how.dropout)
         x = functional.embedding(tokens.reshape(-1), self.embedding)
         for block in self.blocks:
             x = block(x, packing, checkpoint=how.checkpoint)
@@ -225,7 +225,7 @@ class Llama:
         tokens = torch.tensor([token for one in fresh for token in one.tokens], device=device)
         places = [torch.arange(len(one.tokens), device=device) + one.shared for one in fresh]
         longest = max(len(one.tokens) + one.shared for one in fresh)
-        cos, sin = (part[0] for part in self.rope.at(torch.cat(places).unsqueeze(0), longest))
+        cos, sin = self.rope.at(torch.cat(places), longest)
         spans = spans_of([len(one.tokens) for one in fresh], [one.terms for one in fresh])
         runs = _runs(fresh)
         x = functional.embedding(tokens, self.embedding)
@@ -241,14 +241,25 @@ class Llama:
         cache.reserve(rows, end, longest=end, room=0)
         spans = spans or [Span(0, rows, self._slot.terms)]
         lengths = torch.tensor(cache.lengths, device=tokens.device)
-        cos, sin = (part[:, 0] for part in self.rope.at(lengths.unsqueeze(1), end))
-        x, steps = functional.embedding(tokens, self.embedding), dict[torch.Size, Step]()
-        for number, (block, store) in enumerate(zip(self.blocks, cache.layers, strict=True)):
-            shape = store.keys.shape
-            if shape not in steps:
-                steps[shape] = cache.step(number)
-            x = block.step(x, cos, sin, steps[shape], store, spans)
+        tables = self.rope.at(lengths, end)
+        hidden = self.advance(tokens, tables, cache.steps(), cache.layers, spans)
         cache.lengths = [length + 1 for length in cache.lengths]
+        return hidden
+
+    def advance(
+        self,
+        tokens: Tensor,
+        tables: tuple[Tensor, Tensor],
+        steps: Mapping[torch.Size, Step],
+        layers: Sequence[KeyValues],
+        spans: Spans,
+    ) -> Tensor:
+        """Hidden states [R, H] of one more token [R] of each row of `layers`, which keep its keys and values.
+        A function of tensors alone: `tables` are rotary ones [R, 1, size], `steps` by the shape of a layer.
+        """
+        x = functional.embedding(tokens, self.embedding)
+        for block, store in zip(self.blocks, layers, strict=True):
+            x = block.step(x, *tables, steps[store.keys.shape], store, spans)
         return self._normed(x)
 
     def _normed(self, x: Tensor) -> Tensor:

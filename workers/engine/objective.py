@@ -133,8 +133,8 @@ class Objective:
             entropy=entropy,
         )
 
-    def metrics(self, parts: Sequence[Metrics]) -> dict[str, float]:
-        """The call's metrics from those of its parts."""
+    def metrics(self, parts: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
+        """The call's metrics from those of its parts: each mean, and the count that it is over."""
         return merged(parts)
 
     def example(self, index: int) -> int:

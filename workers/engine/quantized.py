@@ -28,6 +28,11 @@ class _QuantizedLinear(LoraLinear):
         """[out, in] in the base's dtype."""
         raise NotImplementedError
 
+    @property
+    def weight_t(self) -> Tensor:
+        """See LoraLinear.weight_t; not kept."""
+        return self.weight.t()  # type: ignore[no-any-return]
+
     def plain(self, x: Tensor) -> Tensor:
         """See LoraLinear.plain."""
         made: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]

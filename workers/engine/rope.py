@@ -70,9 +70,9 @@ class Rope:
         return self._cos[:, :length], self._sin[:, :length]
 
     def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """The given positions [rows, columns], all below `length`, shape [rows, columns, 1, size]."""
+        """The given positions [N], all below `length`, shape [N, 1, size]."""
         self._grow(length)
-        return self._cos[0][positions], self._sin[0][positions]
+        return self._cos[0].index_select(0, positions), self._sin[0].index_select(0, positions)
 
     def _grow(self, length: int) -> None:
         if length > self._cos.shape[1]:

@@ -44,6 +44,10 @@ class Slab:
         self.lengths: list[int] = []
         self.slots = self.capacity = 0
         self.layers = self._empty(0, 0)
+        # How often the layers' memory was another one's than before.
+        self.moves = 0
+        # Positions in all that stay allocated when rows leave.
+        self.kept = 0
 
     def _empty(self, slots: int, capacity: int) -> list[KeyValues]:
         sizes = [(slots, heads, capacity, size) for heads, size in self._shapes]
@@ -65,6 +69,7 @@ class Slab:
         self._resize(roomy if slots > self.slots else min(self.slots, roomy), capacity)
 
     def _resize(self, slots: int, capacity: int) -> None:
+        self.moves += 1
         # The sizes are set at the end: if memory ends on the way, the next attempt begins again.
         rows, used = len(self.lengths), max(self.lengths, default=0)
         for number, (heads, size) in enumerate(self._shapes):
@@ -90,7 +95,10 @@ class Slab:
         self._shrink(used)
 
     def _shrink(self, used: int) -> None:
+        if self.slots * self.capacity <= self.kept:
+            return
         if not self.lengths:
+            self.moves += 1
             self.slots = self.capacity = 0
             self.layers = self._empty(0, 0)
         elif 4 * len(self.lengths) <= self.slots:
@@ -114,12 +122,15 @@ class Slab:
         store.keys[slots, :, :length] = store.keys[source, :, :length]
         store.values[slots, :, :length] = store.values[source, :, :length]
 
-    def step(self, layer: int) -> Step:
-        """Where the next token of each row goes in this layer, which has room for it."""
-        (_, heads, capacity, _), device = self.layers[layer].keys.shape, self._like.device
+    def steps(self) -> dict[torch.Size, Step]:
+        """Where the next token of each row goes, by the shape of a layer; all have room for it."""
+        return {shape: self._step(shape) for shape in {store.keys.shape for store in self.layers}}
+
+    def _step(self, shape: torch.Size) -> Step:
+        (_, heads, capacity, _), device = shape, self._like.device
         lengths = torch.tensor(self.lengths, device=device)
         starts = torch.arange(len(lengths) * heads, device=device) * capacity
-        index, end = starts + lengths.repeat_interleave(heads), max(self.lengths) + 1
+        index, end = starts.view(-1, heads).add_(lengths[:, None]).view(-1), max(self.lengths) + 1
         if min(self.lengths) + 1 == end:
             return Step(index, end, None)
         mask = torch.zeros(len(lengths), end, dtype=self._like.dtype, device=device)

@@ -96,4 +96,4 @@ def add_term(y: Tensor, x: Tensor, span: Span, term: Term | Stacked) -> None:
 
 def _few(x: Tensor) -> bool:
     """Whether W x^T is faster than x W^T: on a CPU in 16 bits it reads the weight once and as it lies."""
-    return x.device.type == "cpu" and x.dtype in _HALVES and 2 <= len(x) <= _MOST_TURNED
+    return x.dtype in _HALVES and x.device.type == "cpu" and 2 <= len(x) <= _MOST_TURNED

@@ -16,6 +16,8 @@ from workers.engine.linear import Term
 from workers.engine.spans import Stacked
 
 Adapter = Sequence[Term | None]
+# What adapters have in common that can take each other's place: by layer the rank and the scale.
+_Kind = tuple[tuple[int, float] | None, ...]
 
 
 class Stack:
@@ -24,6 +26,7 @@ class Stack:
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         """The adapters are of one base and must not change any more."""
         self.adapters = list(adapters)
+        self._kinds = [_kind(one) for one in adapters]
         self._layers = [_Layer.of(terms) for terms in zip(*adapters, strict=True)]
 
     @property
@@ -36,8 +39,33 @@ class Stack:
         parts = [part for layer in self._layers if layer is not None for part in (layer.a, layer.b)]
         return bool(torch.stack([part.isfinite().all() for part in parts]).all())
 
-    def terms(self, owners: Sequence[int]) -> list[Stacked | None]:
-        """By layer, what is added for rows of the adapters of these numbers, -1: of none."""
+    def take(self, adapters: Sequence[Adapter]) -> bool:
+        """Hold these too: who is not there gets, in place, what an adapter of the same ranks and scales had
+        that is not among them. False, with nothing changed, where there is none for it."""
+        wanted, there = ({id(one) for one in part} for part in (adapters, self.adapters))
+        free = [number for number, one in enumerate(self.adapters) if id(one) not in wanted]
+        places: dict[int, Adapter] = {}
+        for one in adapters:
+            if id(one) in there:
+                continue
+            kind = _kind(one)
+            place = next((number for number in free if self._kinds[number] == kind), None)
+            if place is None:
+                return False
+            free.remove(place)
+            places[place] = one
+        for place, one in places.items():
+            self._put(place, one)
+        return True
+
+    def _put(self, place: int, adapter: Adapter) -> None:
+        self.adapters[place] = adapter
+        for layer, term in zip(self._layers, adapter, strict=True):
+            if layer is not None and term is not None:
+                layer.put(place, term)
+
+    def terms(self, owners: Tensor) -> list[Stacked | None]:
+        """By layer, what is added for rows of the adapters of these numbers [R], -1: of none."""
         gains: dict[object, Tensor] = {}
         found: list[Stacked | None] = []
         for layer in self._layers:
@@ -55,6 +83,9 @@ class _Layer:
 
     def __init__(self, a: Tensor, b: Tensor, columns: tuple[tuple[int, float], ...]) -> None:
         self.a, self.b, self.columns = a, b, columns
+        wide = torch.promote_types(a.dtype, torch.float32)
+        self._numbers = torch.tensor([number for number, _ in columns], device=a.device)
+        self._scales = torch.tensor([scale for _, scale in columns], dtype=wide, device=a.device)
 
     @classmethod
     def of(cls, terms: Sequence[Term | None]) -> _Layer | None:
@@ -67,11 +98,17 @@ class _Layer:
         columns = [(number, term.scale) for number, term in there for _ in range(len(term.a))]
         return cls(a, b, tuple(columns))
 
-    def gains(self, owners: Sequence[int]) -> Tensor:
+    def put(self, number: int, term: Term) -> None:
+        """Overwrite the columns of one adapter."""
+        begin = next(at for at, (owner, _) in enumerate(self.columns) if owner == number)
+        columns = slice(begin, begin + len(term.a))
+        self.a[columns] = term.a.detach()
+        self.b[:, columns] = term.b.detach()
+
+    def gains(self, owners: Tensor) -> Tensor:
         """[R, C]: the scale where a column is of the row's adapter, else 0."""
-        device = self.a.device
-        numbers = torch.tensor([number for number, _ in self.columns], device=device)
-        wide = torch.promote_types(self.a.dtype, torch.float32)
-        scales = torch.tensor([scale for _, scale in self.columns], dtype=wide, device=device)
-        own = torch.tensor(owners, device=device).unsqueeze(1) == numbers
-        return own * scales
+        return (owners.unsqueeze(1) == self._numbers) * self._scales
+
+
+def _kind(adapter: Adapter) -> _Kind:
+    return tuple(None if term is None else (len(term.a), term.scale) for term in adapter)

@@ -97,10 +97,12 @@ class Trainer:
         """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
 
         The result: loss (nats; divided by what the loss is a mean over, for a sum by num_tokens), loss_sum,
-        num_tokens (entries of a weight other than 0), grad_norm (L2, as it would be applied alone),
-        metrics (of the loss), step, rows (with `logprobs`, as `scoring.scored_rows` makes them; else None),
-        and the `plan` by which it was computed (JSON). `plan` computes by an earlier one, bit for bit as it
-        was; `seq` keys the dropout. Raises SignalError unknown_loss,
+        divisor (what loss_sum was divided by), num_tokens (entries of a weight other than 0), grad_norm (L2,
+        as it would be applied alone), accumulated_grad_norm (of all `accumulated_calls`, as it would be
+        applied now), metrics (of the loss; means) with the metric_counts that they are over, step, rows (with
+        `logprobs`, as `scoring.scored_rows` makes them; else None), and the `plan` by which it was computed
+        (JSON). `plan` computes by an earlier one, bit for bit as it was; `seq` keys the dropout. Raises
+        SignalError unknown_loss,
         unknown_option, mixed_reductions, no_target_tokens, token_out_of_range, sequence_too_long,
         validation_error, non_finite (with the example's name), out_of_memory.
         """
@@ -126,17 +128,23 @@ class Trainer:
         weight = objective.constants[DIVISORS.get(loss.reduction, "weight")]
         new = Accumulation(found.gradient, weight, loss.reduction, 1)
         counted = objective.num_tokens or 1
+        divisor = float(counted if loss.reduction == "sum" else objective.divisor)
+        total = new if earlier is None else earlier.joined(new)
         result = {
-            "loss": found.loss_sum / (counted if loss.reduction == "sum" else objective.divisor),
+            "loss": found.loss_sum / divisor,
             "loss_sum": found.loss_sum,
+            "divisor": divisor,
             "num_tokens": objective.num_tokens,
             "grad_norm": found.norm / new.divisor,
-            "metrics": found.metrics,
+            "accumulated_grad_norm": total.norm() if earlier else found.norm / new.divisor,
+            "accumulated_calls": total.calls,
+            "metrics": {name: value for name, (value, _) in found.metrics.items()},
+            "metric_counts": {name: count for name, (_, count) in found.metrics.items()},
             "step": self.step,
             "rows": None if found.scores is None else scored_rows(rows, found.scores),
             "plan": found.plan,
         }
-        self._accumulation = new if earlier is None else earlier.joined(new)
+        self._accumulation = total
         return result
 
     def forward(self, rows: Sequence[Row], top_k: int = 0) -> dict[str, Any]:
@@ -175,7 +183,10 @@ class Trainer:
             "loss_sum": found.loss_sum,
             "num_tokens": objective.num_tokens,
             "rows": scored_rows(rows, found.scores),
-            "metrics": {"num_tokens": float(objective.num_tokens), **found.metrics},
+            "metrics": {
+                "num_tokens": float(objective.num_tokens),
+                **{name: value for name, (value, _) in found.metrics.items()},
+            },
         }
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class Flights:
 
     def begin(self, taken: Taken) -> Flight:
         """Begin a sample; what is wrong with it is its outcome."""
+        if not self._by_ticket:
+            # Nobody can have cancelled yet what begins now.
+            self._looked_at = time.monotonic()
         flight = Flight(taken, {})
         if taken.seq:
             self.in_order.append(flight)
@@ -175,6 +178,7 @@ class Flights:
             top_p=body["top_p"],
             top_k=body["top_k"],
             min_p=body.get("min_p", 0.0),
+            first_row=body.get("first_row", 0),
             stop_strings=tuple(body["stop_strings"]),
             stop_token_ids=tuple(body["stop_token_ids"]),
             top_logprobs=body.get("top_logprobs", 0),

@@ -59,6 +59,8 @@ class Rota:
         self._drop = drop
         self._turns = Turns()
         self._looked_at = self._looked_free_at = 0.0
+        # When a run was last asked for its next operation.
+        self._tried_at: dict[str, float] = {}
         self._standing_still = False
         # Runs whose bell is taken since their samples began: only a look at what is next frees it.
         self._unheard: set[str] = set()
@@ -71,6 +73,7 @@ class Rota:
         """The run is not here any more; its session, if it was."""
         self._turns.forget(run_id)
         self._unheard.discard(run_id)
+        self._tried_at.pop(run_id, None)
         session = self.sessions.pop(run_id, None)
         if session is not None:
             session.flights.abandon()
@@ -195,6 +198,7 @@ class Rota:
         """The run's next operation; None when it has none, or is let go of."""
         session = self.sessions[run_id]
         self._unheard.discard(run_id)
+        self._tried_at[run_id] = time.monotonic()
         try:
             with self.executing.of(run_id):
                 taken = session.work(linger=len(self.sessions) == 1 and not self.sampler.busy)
@@ -214,18 +218,17 @@ class Rota:
 
     def _look(self) -> None:
         """Notes who has something to do; who is known to have needs no looking at."""
-        since = time.monotonic() - self._looked_at
-        if since < LOOK_S:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_S:
             return
-        # Of a run whose samples are under way only another sample may begin: that can wait a little longer.
-        patient = since < LOOK_FREE_S
-        self._brief(
-            [
-                run_id
-                for run_id, session in self.sessions.items()
-                if not self._turns.waits(run_id) and not (patient and session.flights.in_order)
-            ]
-        )
+        resting = [run_id for run_id in self.sessions if not self._turns.waits(run_id)]
+        flying = [run_id for run_id in resting if self.sessions[run_id].flights.in_order]
+        self._brief([run_id for run_id in resting if run_id not in flying])
+        # Of a run whose samples are under way only another sample may begin: that can wait a little longer,
+        # and whether there is one, taking it shows.
+        for run_id in flying:
+            if now - self._tried_at.get(run_id, 0.0) >= LOOK_FREE_S:
+                self._turns.wants(run_id)
 
     def _brief(self, run_ids: Collection[str]) -> set[str]:
         """Those of these runs whose next operation is a small one; notes of all who have one."""

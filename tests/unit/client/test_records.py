@@ -20,9 +20,13 @@ RAW = {
     "step": 1,
     "loss": 2.5,
     "loss_sum": 10.0,
+    "divisor": 4.0,
     "num_tokens": 4,
     "grad_norm": 0.5,
+    "accumulated_grad_norm": 0.5,
+    "accumulated_calls": 1,
     "metrics": {"a": 1.0},
+    "metric_counts": {"a": 2.0},
     "timings": {"queued_ms": 1.0, "execute_ms": 2.0, "woken_ms": 0.1},
     "perplexity": 12.2,
 }
@@ -43,7 +47,7 @@ def test_every_answer_has_its_record() -> None:
     [
         (records.RunOptions, RunCreate, {"base_model", "name", "labels", "init_from"}),
         (records.OptimStepOptions, OptimStepRequest, {"learning_rate", "lane", "client_seq"}),
-        (records.SampleOptions, SampleRequest, {"prompts", "lane", "client_seq"}),
+        (records.SampleOptions, SampleRequest, {"prompts", "first_row", "lane", "client_seq"}),
     ],
 )
 def test_options_are_the_requests_fields(options: type, schema: type, explicit: set[str]) -> None:

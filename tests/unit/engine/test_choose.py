@@ -114,3 +114,18 @@ def test_logits_that_are_no_numbers_give_a_token_and_no_logprob() -> None:
         )
         assert 0 <= int(found.ids[0]) < 300
         assert not found.logprobs[0].isfinite() and found.logprobs[1].isfinite()
+
+
+def test_what_sufficed_for_the_last_token_changes_nothing_of_the_next() -> None:
+    vocabulary = 3000
+    flat = torch.zeros(2, vocabulary) + torch.linspace(0, 0.1, vocabulary)
+    # Coarse steps: many tokens of one weight, whose order sorting does not settle.
+    steep = (torch.arange(vocabulary) * 7 % vocabulary // 8 / -20.0).repeat(2, 1)
+    rows = [(1.0, -1, 0.9, 0.0, 0), (1.0, 1200, 0.95, 0.0, 0)]
+    settings = Settings.of(rows)
+    for seed, logits in enumerate((steep, flat, steep, flat, flat, steep)):
+        uniforms = torch.rand(2, generator=torch.Generator().manual_seed(seed)).double()
+        kept = choose_rows(logits.clone(), uniforms, settings)
+        fresh = choose_rows(logits.clone(), uniforms, Settings.of(rows))
+        assert torch.equal(kept.ids, fresh.ids)
+        assert torch.equal(kept.logprobs, fresh.logprobs)

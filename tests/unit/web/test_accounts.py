@@ -43,6 +43,19 @@ def test_a_wrong_secret_with_a_known_public_id_opens_nothing(db: Database) -> No
     assert service.user_of_key(db, forged) is None
 
 
+def test_keys_are_listed_without_what_opens_anything(db: Database) -> None:
+    texts = [service.create_key(db, name)[1] for name in ("ann", "bob", "ann")]
+    ids = [keys.public_id(text) or "" for text in texts]
+    service.revoke_key(db, ids[1])
+    listed = service.list_keys(db)
+    assert sorted((key.id, key.user) for key in listed) == sorted(
+        zip(ids, ("ann", "bob", "ann"), strict=True)
+    )
+    assert [key.id for key in listed if key.revoked_at] == [ids[1]]
+    assert [key.created_at for key in listed] == sorted(key.created_at for key in listed)
+    assert not any(text.split("-")[3] in repr(listed) for text in texts)
+
+
 def test_a_revoked_key_opens_nothing(db: Database) -> None:
     text = service.create_key(db, "ann")[1]
     assert service.revoke_key(db, keys.public_id(text) or "")
@@ -94,11 +107,21 @@ def test_without_a_right_key_there_is_a_401(
     client.environ_base.pop("HTTP_AUTHORIZATION")
     typo = api_key[:-1] + ("a" if api_key[-1] != "a" else "b")
     headers = {} if header is None else {"Authorization": header.format(typo=typo)}
-    for path in ("/runs", "/models", "/no/such/path"):
+    for path in ("/runs", "/models", "/me", "/no/such/path"):
         answer = client.get(path, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert answer.get_json()["error"]["code"] == "unauthorized"
+
+
+def test_a_key_tells_whose_it_is(client: FlaskClient, api_key: str) -> None:
+    body = client.get("/me").get_json()
+    assert (body["object"], body["name"]) == ("user", "ann")
+    assert body["user_id"].startswith("user_")
+    assert body["key_id"] == api_key.split("-")[2]
+    # Also when it is sent with the spaces that the header may have.
+    padded = client.get("/me", headers={"Authorization": f"bearer  {api_key} "})
+    assert padded.get_json() == body
 
 
 def test_only_these_paths_answer_without_a_key(client: FlaskClient) -> None:

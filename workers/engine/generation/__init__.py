@@ -1,7 +1,8 @@
 """Sampling as one continuous batch: requests join and leave between tokens.
 
 From top to bottom: `generator` (one token for every row, who has ended, what failed), `admission` (who may
-join), `lane` (rows that step together and their keys and values), `prefill` (new rows of a lane: what their
+join), `lane` (rows that step together and their keys and values), `static_step` and `replays` (a step as a
+function of tensors, and its capture as a CUDA graph), `prefill` (new rows of a lane: what their
 prompts share is computed once), `scoring` (log-probabilities of prompts), `ticket` (a request under way),
 `streaming` (text as it grows), `request` (what is asked and answered).
 """

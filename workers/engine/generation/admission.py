@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from workers.engine.base import Base
 from workers.engine.generation.lane import BatchLane, Lane, SlabLane
 from workers.engine.generation.prefill import MOST_TOKENS
+from workers.engine.generation.replays import Capture
 from workers.engine.generation.ticket import Row, Ticket
 from workers.engine.llama import Llama
 
@@ -19,13 +20,15 @@ from workers.engine.llama import Llama
 class Admission:
     """`queue` are the tickets with rows that wait, in the order of arrival; `lanes` the rows that step."""
 
-    def __init__(self, base: Base, cache_bytes: int) -> None:
-        """The cache may take `cache_bytes`."""
+    def __init__(self, base: Base, cache_bytes: int, capture: Capture | None) -> None:
+        """The cache may take `cache_bytes`. Only steps of the shared lane are captured: which are, depends on
+        what came before, and a lane of one request must not."""
         self._base = base
         self._room = max(1, cache_bytes // base.decoder.cache_bytes_per_token)
         decoder = base.decoder
-        own = SlabLane(base, decoder, self._room) if isinstance(decoder, Llama) else None
-        self._shared = own
+        self._shared: SlabLane | None = None
+        if isinstance(decoder, Llama):
+            self._shared = SlabLane(base, decoder, self._room, capture)
         # With the room that each has taken for good.
         self._private: list[tuple[Lane, int]] = []
         self.queue: list[Ticket] = []

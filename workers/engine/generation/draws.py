@@ -31,7 +31,8 @@ def drawn_by(rows: Sequence[Row]) -> list[float]:
 
 
 def _make(rows: Sequence[Row], places: Sequence[int]) -> None:
-    numbers = np.repeat(np.array([row.number for row in rows], np.int64), _AHEAD)
+    places_in_request = [row.ticket.request.first_row + row.number for row in rows]
+    numbers = np.repeat(np.array(places_in_request, np.int64), _AHEAD)
     tokens = (np.array(places, np.int64)[:, None] + np.arange(_AHEAD)).reshape(-1)
     keys = [row.ticket.request.key for row in rows for _ in range(_AHEAD)]
     made = uniforms(keys, numbers, tokens).reshape(len(rows), _AHEAD)

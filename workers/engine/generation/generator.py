@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from workers.engine.choose import Choice, Likeliest, Settings, choose_rows
 from workers.engine.generation.admission import Admission
 from workers.engine.generation.draws import drawn_by
 from workers.engine.generation.lane import Lane
+from workers.engine.generation.replays import Capture, capture_for
 from workers.engine.generation.request import Request, check
 from workers.engine.generation.scoring import score
 from workers.engine.generation.ticket import Row, Ticket
@@ -28,10 +31,15 @@ class Generator:
     the order of their arrival. Not for several threads at once.
     """
 
-    def __init__(self, base: Base, *, cache_bytes: int) -> None:
-        """Nothing is allocated before the first request, and nothing is kept behind the last."""
+    def __init__(
+        self, base: Base, *, cache_bytes: int, capture: Capture | Literal["auto"] | None = "auto"
+    ) -> None:
+        """Nothing is allocated before the first request, and nothing is kept behind the last but, where
+        steps are captured, a part of the cache. `capture` is how, None: they are not; "auto": as is best
+        on the base's device."""
         self._base = base
-        self._admission = Admission(base, cache_bytes)
+        how = capture_for(base.device) if capture == "auto" else capture
+        self._admission = Admission(base, cache_bytes, how)
         self._arrivals = 0
         self._stepping = False
         self._ended: list[Ticket] = []
@@ -130,7 +138,9 @@ class Generator:
         if rows:
             parts = [part for part in parts if len(part)]
             self._sample(lane, rows, torch.cat(parts) if len(parts) > 1 else parts[0])
-        lane.keep([row for row in rows if row.alive])
+        alive = [row for row in rows if row.alive]
+        if new or len(alive) < len(rows):
+            lane.keep(alive)
 
     def _decoded(self, lane: Lane) -> Tensor:
         """The hidden state of each row; out of memory, of the older half of them."""
@@ -202,7 +212,7 @@ class Generator:
 
     def _chosen(self, lane: Lane, rows: Sequence[Row], hidden: Tensor) -> Choice:
         drawn = np.array(drawn_by(rows))
-        settings = Settings.of([row.settings for row in rows])
+        settings = _settings(tuple(row.settings for row in rows))
         logits = lane.logits(hidden, rows)
         return choose_rows(logits, torch.from_numpy(drawn).to(logits.device), settings)
 
@@ -234,6 +244,12 @@ class Generator:
         if not ticket.done and ticket.complete:
             ticket.finish()
             self._ended.append(ticket)
+
+
+@lru_cache(maxsize=64)
+def _settings(rows: tuple[tuple[float, ...], ...]) -> Settings:
+    """The same rows ask for the same, token after token."""
+    return Settings.of(rows)
 
 
 def _of_one(error: Exception) -> SignalError:

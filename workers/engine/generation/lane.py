@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.engine.base import Base
 from workers.engine.decoder import Cache
 from workers.engine.generation.prefill import ordered, prefill
+from workers.engine.generation.replays import Capture, Replays
 from workers.engine.generation.ticket import Row
 from workers.engine.linear import Term
 from workers.engine.llama import Llama
@@ -25,6 +26,8 @@ from workers.engine.stack import Stack
 
 # Rows that have ended are taken out of a batch when at most this part of it is left.
 _COMPACT_BELOW = 0.75
+# This part of the room stays allocated for captured steps.
+_KEPT_PART = 8
 
 
 class Lane(Protocol):
@@ -53,12 +56,20 @@ class Lane(Protocol):
 class SlabLane:
     """Rows in the slots of a slab."""
 
-    def __init__(self, base: Base, decoder: Llama, room: int) -> None:
-        """`room` is how many positions the slab may have in all, unless one row needs more."""
+    def __init__(
+        self, base: Base, decoder: Llama, room: int, capture: Capture | None = None
+    ) -> None:
+        """`room` is how many positions the slab may have in all, unless one row needs more. With `capture`
+        steps are captured and replayed where they can be; a little memory is then kept behind the last row.
+        """
         self._base, self._decoder, self.room = base, decoder, room
         self.rows: list[Row] = []
         self._slab = decoder.slab()
         self._stack, self._usable = Stack([]), False
+        self._replays = None if capture is None else Replays(decoder, room, capture)
+        if self._replays is not None:
+            # Captured steps are of where the slab lies.
+            self._slab.kept = room // _KEPT_PART
 
     @property
     def longest(self) -> int:
@@ -66,8 +77,11 @@ class SlabLane:
         return max((row.need for row in self.rows), default=0)
 
     def _reserve(self, rows: Sequence[Row], length: int) -> None:
-        longest = max(row.need for row in rows)
-        self._slab.reserve(len(rows), length, longest=longest, room=self.room)
+        count, longest = len(rows), max(row.need for row in rows)
+        shape = None if self._replays is None else self._replays.shape(count, length)
+        if shape is not None:
+            count, length, longest = *shape, max(shape.length, longest)
+        self._slab.reserve(count, length, longest=longest, room=self.room)
 
     def admit(self, new: Sequence[Row]) -> Tensor:
         """See Lane.admit."""
@@ -83,28 +97,55 @@ class SlabLane:
         """See Lane.decode."""
         self._reserve(self.rows, max(self._slab.lengths) + 1)
         last = [row.sample.token_ids[-1] for row in self.rows]
+        if self._replays is not None and self._frozen:
+            hidden = self._replayed(self._replays, last)
+            if hidden is not None:
+                return hidden
         tokens = torch.tensor(last, device=self._base.device)
         return self._decoder.decode(tokens, self._slab, self._spans())
 
+    def _replayed(self, replays: Replays, last: Sequence[int]) -> Tensor | None:
+        """The same by a captured step; None where there is none."""
+        adapters = self._adapters()
+        if adapters and not self._stacked(adapters):
+            return None
+        stack = self._stack if adapters else None
+        return replays.decode(last, self._slab, stack, self._owners())
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether nobody changes the weights of the rows."""
+        return all(isinstance(row.weights, FrozenAdapter | None) for row in self.rows)
+
+    def _adapters(self) -> list[Sequence[Term | None]]:
+        """What the rows are sampled with, each once, without the bare base."""
+        adapters = {id(row.terms): row.terms for row in self.rows}
+        return [terms for terms in adapters.values() if terms is not None]
+
+    def _owners(self) -> list[int]:
+        """The number of each row's adapter in the stack, -1: of the bare base."""
+        numbers = {id(terms): number for number, terms in enumerate(self._stack.adapters)}
+        return [numbers.get(id(row.terms), -1) for row in self.rows]
+
     def _spans(self) -> Spans:
         """What computes the rows: several adapters as one stack, where they can be stacked."""
-        adapters = {id(row.terms): row.terms for row in self.rows}
-        several = [terms for terms in adapters.values() if terms is not None]
-        frozen = all(isinstance(row.weights, FrozenAdapter | None) for row in self.rows)
-        if len(several) < 2 or not frozen or not self._stacked(several):
+        several = self._adapters()
+        if len(several) < 2 or not self._frozen or not self._stacked(several):
             return spans_of([1] * len(self.rows), [row.terms for row in self.rows])
-        numbers = {id(terms): number for number, terms in enumerate(self._stack.adapters)}
-        owners = [numbers.get(id(row.terms), -1) for row in self.rows]
+        owners = torch.tensor(self._owners(), device=self._base.device)
         return [Span(0, len(owners), self._stack.terms(owners))]
 
     def _stacked(self, adapters: Sequence[Sequence[Term | None]]) -> bool:
-        """Whether these adapters can be stacked; the stack is made anew when others come."""
+        """Whether these adapters can be stacked; the stack is made anew when others come that cannot take the
+        places of those who left."""
         there = {id(terms) for terms in self._stack.adapters}
         wanted = {id(terms) for terms in adapters}
         spoilt = not self._usable and wanted != there
-        if not wanted <= there or spoilt or len(there) > 2 * len(wanted):
+        if wanted <= there and not spoilt and len(there) <= 2 * len(wanted):
+            return self._usable
+        if spoilt or len(there) > 2 * len(wanted) or not self._stack.take(adapters):
             self._stack = Stack(adapters)
-            self._usable = self._stack.usable
+        self._usable = self._stack.usable
         return self._usable
 
     def logits(self, hidden: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -118,14 +159,15 @@ class SlabLane:
         slots = {id(row): slot for slot, row in enumerate(self.rows)}
         going_on = [(slot, row) for slot, row in enumerate(self.rows) if id(row) in kept]
         for slot, row in enumerate(self.rows):
-            # A mask multiplies what it hides by 0, which does not hide what is not finite.
-            if id(row) not in kept and row.ticket.error is not None:
+            # A mask multiplies what it hides by 0, which does not hide what is not finite: an error may have
+            # left that, and so may a step that broke off and whose rows go on elsewhere.
+            if id(row) not in kept and (row.ticket.error is not None or row.alive):
                 self._slab.clear(slot)
         placed = _placed(going_on)
         if [id(row) for row in placed] != [id(row) for row in self.rows]:
             self._slab.arrange([slots[id(row)] for row in placed])
             self.rows = placed
-        if not placed:
+        if not placed and self._replays is None:
             self._stack, self._usable = Stack([]), False
 
 

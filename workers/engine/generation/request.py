@@ -25,6 +25,7 @@ class Request:
     `prompt_top_logprobs` likeliest tokens of each of their places; `max_tokens` 0 then samples nothing.
     `weights` None is the bare base; give `Parameters.frozen()` where training goes on meanwhile: what was
     computed for earlier tokens is kept, and may be shared with requests of the same weights.
+    `first_row`: the number of the first row in the draws, of a part of a larger request.
     `deterministic`: bit for bit what the request gets alone. An error that `on_token` raises ends the
     request.
     """
@@ -34,6 +35,7 @@ class Request:
     key: SampleKey
     max_tokens: int
     n: int = 1
+    first_row: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1

@@ -85,8 +85,10 @@ def mean(values: Tensor) -> Mean:
     return Mean(values.detach().sum(), float(values.numel()))
 
 
-def merged(parts: Sequence[Metrics]) -> dict[str, float]:
-    """The metrics of a whole batch from those of its parts. What is a mean over nothing is left out.
+def merged(parts: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
+    """The metrics of a whole batch from those of its parts: each mean, and the count that it is over.
+
+    What is a mean over nothing is left out.
 
     One transfer: on a GPU each .item() waits for all that is queued.
     """
@@ -97,7 +99,7 @@ def merged(parts: Sequence[Metrics]) -> dict[str, float]:
         torch.stack([_pair(part[name]) for part in parts if name in part]).sum(0) for name in names
     ]
     numbers = zip(names, torch.stack(pairs).tolist(), strict=True)
-    return {name: total / count for name, (total, count) in numbers if count}
+    return {name: (total / count, count) for name, (total, count) in numbers if count}
 
 
 def _pair(metric: Mean) -> Tensor:

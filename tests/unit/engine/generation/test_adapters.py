@@ -170,3 +170,19 @@ def test_a_frozen_copy_is_shared_until_something_changes(base: Base, kind: int) 
     assert adapter.frozen() is not first
     assert alone(base, ask(weights=first)) == before
     assert alone(base, ask(weights=adapter)) != before
+
+
+def test_a_stack_takes_adapters_into_the_places_of_others(base: Base) -> None:
+    first, second, third = (
+        _adapter(base, seed, {"r": rank}).frozen().terms for seed, rank in enumerate((4, 9, 4))
+    )
+    assert first is not None and second is not None and third is not None
+    stack, memory = Stack([first, second]), Stack([third, second])
+    assert not stack.take([first, third])
+    assert stack.take([second, third])
+    assert [id(one) for one in stack.adapters] == [id(third), id(second)]
+    owners = torch.tensor([1, -1, 0])
+    for found, expected in zip(stack.terms(owners), memory.terms(owners), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

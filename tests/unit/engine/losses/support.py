@@ -143,7 +143,7 @@ def check(
     theirs = torch.autograd.grad(expected, leaves)
     for one, other in zip(ours, theirs, strict=True):
         assert close(one, other)
-    numbers = merged([output.metrics])
+    numbers = {name: value for name, (value, _) in merged([output.metrics]).items()}
     for metric, value in (metrics or {}).items():
         expected_number = value.item() if isinstance(value, Tensor) else value
         assert abs(numbers[metric] - expected_number) < 1e-10, metric

@@ -1,0 +1,1 @@
+"""The client's commands of `signal`, a file per noun. Loaded one by one, by the entry points."""
