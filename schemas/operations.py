@@ -49,6 +49,15 @@ class ForwardBackwardRequest(Placed):
             )
         },
     )
+    logprobs = StrictBoolean(
+        load_default=False,
+        metadata={
+            "description": (
+                "Give the log-probability of every target in `rows`, also of those that the loss does not "
+                "count."
+            )
+        },
+    )
 
 
 class ForwardRequest(Placed):

@@ -29,6 +29,19 @@ class Timings(Output):
     execute_ms = fields.Float(required=True, metadata={"description": "The worker's own work."})
 
 
+class ScoredRow(Output):
+    """One row of a loss: a preference gives two, the chosen one first, a group one per response."""
+
+    example = fields.Integer(
+        required=True, metadata={"description": "Index in batch_data of what the row was made of."}
+    )
+    logprobs = fields.List(
+        fields.Raw(),
+        required=True,
+        metadata={"description": "Of the row's targets, in nats; K each where given."},
+    )
+
+
 class ForwardBackwardResult(Output):
     """Answer of forward_backward."""
 
@@ -76,6 +89,11 @@ class ForwardBackwardResult(Output):
         metadata={
             "description": "What each metric of the loss is a mean over, so that calls can be added up."
         },
+    )
+    rows = fields.List(
+        fields.Nested(ScoredRow),
+        allow_none=True,
+        metadata={"description": "null unless `logprobs` asked for them."},
     )
     timings = fields.Nested(Timings, required=True)
 

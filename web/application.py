@@ -24,6 +24,8 @@ from web.models.views import blp as models
 from web.operations.views import blp as operations
 from web.parsing import refuse_query
 from web.runs.views import blp as runs
+from web.tinker.rest_views import blp as tinker_rest
+from web.tinker.views import blp as tinker
 from web.tokenization.views import blp as tokenization
 from web.version import VERSION
 from workers.settings import Settings
@@ -70,5 +72,7 @@ def build(settings: Settings | None = None) -> Flask:
     ):
         api.register_blueprint(blp)
     app.register_blueprint(docs)
+    app.register_blueprint(tinker)
+    app.register_blueprint(tinker_rest)
     register_document(app, api)
     return app

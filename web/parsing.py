@@ -76,6 +76,16 @@ def refuse_query() -> None:
             raise validation_error({name: ["Unknown field."] for name in request.args})
 
 
+def raw_body(media_type: str) -> bytes:
+    """The request's body as it is, which must be of this media type. Raises SignalError."""
+    if request.mimetype != media_type:
+        text = f"The body must be sent as {media_type}."
+        raise SignalError("unsupported_media_type", text)
+    data = _received()
+    services().admission.take_turn()
+    return data
+
+
 def json_body() -> Any:
     """The request's JSON, read once; `missing` when there is no body."""
     if "json_body" not in g:
@@ -87,16 +97,20 @@ def _read_body() -> Any:
     kind = request.mimetype
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise SignalError("unsupported_media_type")
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise SignalError("unsupported_media_type", "A compressed body is not supported.")
-    with _patience():
-        data = _read_sized() if request.content_length is not None else _read_chunked()
+    data = _received()
     if not data:
         return missing
     if not kind:
         raise SignalError("unsupported_media_type")
     services().admission.take_turn()
     return parse(data)
+
+
+def _received() -> bytes:
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise SignalError("unsupported_media_type", "A compressed body is not supported.")
+    with _patience():
+        return _read_sized() if request.content_length is not None else _read_chunked()
 
 
 @contextmanager

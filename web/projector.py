@@ -37,9 +37,11 @@ from web.metrics import service as metrics
 from web.runs.changes import happened, shown
 from web.runs.service import close_row
 from web.runs.tables import RunRow
+from web.tinker.sweeping import sweep
 from workers.queue import keys
-from workers.queue.journal import connect
+from workers.queue.journal import Journal, connect
 from workers.settings import Settings
+from workers.storage import open_storage
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ BLOCK_MS = 1_000
 # first is written together.
 GATHER_S = 0.1
 TIDY_S = 600.0
+SWEEP_S = 10.0
 _NAME = "commits"
 
 # Takes the lock, or keeps it: only its holder may lengthen it.
@@ -168,12 +171,14 @@ def _measured(event: Event) -> list[metrics.Projected]:
 class Projector:
     """Moves the stream of commits into SQL, batch by batch."""
 
-    def __init__(self, redis: Redis, db: Database) -> None:
-        """`redis` must not give up before `BLOCK_MS` is over."""
+    def __init__(self, redis: Redis, db: Database, journal: Journal | None = None) -> None:
+        """`redis` must not give up before `BLOCK_MS` is over. With `journal`, what is overdue of the Tinker
+        SDK's clients is seen to as well."""
         self._redis, self._db = redis, db
         self._token = secrets.token_hex(8)
         self._hold = redis.register_script(_HOLD)
         self._tidied = 0.0
+        self._journal, self._swept = journal, 0.0
 
     def step(self) -> int:
         """One look at the stream, held for at most a second; how many events were written."""
@@ -193,6 +198,7 @@ class Projector:
             self._wake(events)
             self._redis.xtrim(keys.COMMITS, minid=last, approximate=False)
         self._tidy()
+        self._sweep()
         return len(rows)
 
     def _went_back(self, position: str) -> bool:
@@ -248,6 +254,11 @@ class Projector:
             IdempotencyKeys(self._db).forget_old()
             scrub(self._db, self._redis)
 
+    def _sweep(self) -> None:
+        if self._journal is not None and time.monotonic() - self._swept > SWEEP_S:
+            self._swept = time.monotonic()
+            sweep(self._db, self._journal)
+
 
 def main() -> None:
     """Project until told to stop; an outage of SQL or Redis is waited out."""
@@ -256,7 +267,9 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    projector = Projector(connect(settings.redis_url), Database(settings.database_url))
+    redis = connect(settings.redis_url)
+    journal = Journal(redis, open_storage(settings), settings)
+    projector = Projector(redis, Database(settings.database_url), journal)
     while not stop.is_set():
         try:
             projector.step()

@@ -316,12 +316,24 @@ class Timings(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ScoredRow(Record):
+    """One row of a loss: a preference gives two, the chosen one first, a group one per response."""
+
+    example: int
+    """Index in batch_data of what the row was made of."""
+    logprobs: list[Any]
+    """Of the row's targets, in nats; K each where given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ForwardBackwardResult(Record):
     """Answer of forward_backward."""
 
     _NESTED: ClassVar[Mapping[str, type[Record]]] = {
+        "rows": ScoredRow,
         "timings": Timings,
     }
+    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     seq: int
     step: int
@@ -345,6 +357,8 @@ class ForwardBackwardResult(Record):
     """Of the loss, by the names in docs/losses.md; and input_tokens."""
     metric_counts: dict[str, float]
     """What each metric of the loss is a mean over, so that calls can be added up."""
+    rows: list[ScoredRow] | None = None
+    """null unless `logprobs` asked for them."""
     timings: Timings
 
 

@@ -44,7 +44,12 @@ def test_its_patterns_are_regular_expressions_of_json_schema() -> None:
 
 def test_every_route_is_in_it_and_nothing_else() -> None:
     pages = {"/openapi.json", "/docs", "/docs/{name}", "/docs/start.js"}
-    routes = {f"{method} {path}" for method, path in ROUTES if path not in pages}
+    # Another's protocol, which docs/tinker.md measures against its own SDK.
+    routes = {
+        f"{method} {path}"
+        for method, path in ROUTES
+        if path not in pages and not path.startswith("/api/v1/")
+    }
     assert {name for name, _ in OPERATIONS} == routes
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from gpu_pool.database import Database
 from schemas.errors import SignalError
 from web.artifacts.tables import ArtifactRow
+from workers.storage import Storage, artifact_key
 
 MANIFEST = "manifest.json"
 
@@ -61,6 +62,14 @@ def add_projected(
                 created_at=at,
             )
         )
+
+
+def erase(db: Database, storage: Storage, run_id: str, name: str) -> None:
+    """Delete one saved state: its files, then its line in the index. A repeat changes nothing."""
+    storage.delete(artifact_key(run_id, name))
+    with db.writing() as session:
+        mine = (ArtifactRow.run_id == run_id, ArtifactRow.name == name)
+        session.execute(delete(ArtifactRow).where(*mine))
 
 
 def forget(session: Session, run_id: str) -> None:

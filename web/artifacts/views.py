@@ -57,10 +57,11 @@ class ArtifactFileView(MethodView):
         row, head = own_run(run_id)
         wait_for_projection(services().db, row, head)
         file = service.file_of(services().db, run_id, name, path)
-        return _stream(f"{artifact_key(run_id, name)}/{file['path']}", file)
+        return stream_file(f"{artifact_key(run_id, name)}/{file['path']}", file)
 
 
-def _stream(key: str, file: dict[str, Any]) -> Response:
+def stream_file(key: str, file: dict[str, Any]) -> Response:
+    """A stored file as a download, whole or a range. Raises SignalError not_found."""
     storage = services().storage
     info = storage.stat(key)
     if info is None:

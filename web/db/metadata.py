@@ -10,6 +10,7 @@ import web.events.tables
 import web.idempotency.tables
 import web.metrics.tables
 import web.runs.tables
+import web.tinker.tables
 from gpu_pool.database import Base
 
 MODULES = (
@@ -21,5 +22,6 @@ MODULES = (
     web.idempotency.tables,
     web.metrics.tables,
     web.runs.tables,
+    web.tinker.tables,
 )
 METADATA = Base.metadata

@@ -97,6 +97,9 @@ def _forward_backward(request: Mapping[str, Any], target: Target, path: str) -> 
         "accumulate": request["accumulate"],
         "rows": pack_rows(rows),
     }
+    if request["logprobs"]:
+        body["logprobs"] = True
+        check_answer(sum(len(row.targets) for row in rows), f"{path}logprobs")
     return Compiled(_pack(body), sum(map(len, rows)))
 
 
@@ -136,15 +139,20 @@ def _forward(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
         param=f"{path}batch_data",
     )
     numbers = sum(len(row.targets) + 2 * request["top_k"] * len(row) for row in rows)
+    check_answer(numbers, f"{path}top_k")
+    body = {"top_k": request["top_k"], "rows": pack_rows(rows)}
+    return Compiled(_pack(body), sum(map(len, rows)))
+
+
+def check_answer(numbers: int, param: str) -> None:
+    """Raises SignalError validation_error for an answer of too many numbers, which `param` asks for."""
     if numbers > MAX_ANSWER_NUMBERS:
         raise SignalError(
             "validation_error",
             f"The answer would hold {numbers:,} numbers and may hold {MAX_ANSWER_NUMBERS:,}: ask for fewer "
-            "top_k or send fewer rows.",
-            param=f"{path}top_k",
+            "or send fewer rows.",
+            param=param,
         )
-    body = {"top_k": request["top_k"], "rows": pack_rows(rows)}
-    return Compiled(_pack(body), sum(map(len, rows)))
 
 
 def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
@@ -153,7 +161,13 @@ def _optim_step(request: Mapping[str, Any], target: Target, path: str) -> Compil
 
 
 def _sample(request: Mapping[str, Any], target: Target, path: str) -> Compiled:
-    weights = _weights(request["weights"], target, path)
+    return compile_sample(request, target, _weights(request["weights"], target, path), path)
+
+
+def compile_sample(
+    request: Mapping[str, Any], target: Target, weights: Mapping[str, Any], path: str = ""
+) -> Compiled:
+    """A sample from `weights`, as the worker is told them. Raises SignalError with the fields' names."""
     prompts = render_prompts(
         request["prompts"],
         target.tokenizer,

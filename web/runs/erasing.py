@@ -25,6 +25,7 @@ from web.metrics import service as metrics
 from web.runs import service
 from web.runs.access import runs
 from web.runs.facts import erased
+from web.tinker import forgetting as tinker
 from workers.queue import keys
 
 PATIENCE_S = 15.0
@@ -99,6 +100,7 @@ def _erase_traces(redis: Redis, run_id: str) -> None:
 
 def _erase_rows(run_id: str) -> None:
     with services().db.writing() as session:
+        tinker.forget(session, run_id)
         metrics.forget(session, run_id)
         artifacts.forget(session, run_id)
         events.forget(session, run_id)

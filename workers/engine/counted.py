@@ -7,7 +7,7 @@ back in the order of these entries.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +68,23 @@ def counted(rows: Sequence[Row]) -> Counted:
         targets[chosen].astype(np.int64),
         weights[chosen].astype(np.float64),
     )
+
+
+def of_every_entry(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with the weight 1 at every entry, so that all of them are counted."""
+    return [_weighed(row, np.ones(len(row.weights), np.float32)) for row in rows]
+
+
+def of_the_rest(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with the weight 1 at the entries that are not counted, and 0 at the others."""
+    return [
+        _weighed(row, (np.frombuffer(memoryview(row.weights), np.float32) == 0).astype(np.float32))
+        for row in rows
+    ]
+
+
+def _weighed(row: Row, weights: Array) -> Row:
+    return replace(row, weights=memoryview(weights.tobytes()).cast("f"))
 
 
 def example_of(rows: Sequence[Row], number: int) -> int:

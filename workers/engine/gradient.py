@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.base import Base
+from workers.engine.counted import of_every_entry
 from workers.engine.memory import Budget
 from workers.engine.objective import Objective
 from workers.engine.parameters import Parameters
@@ -28,13 +31,25 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Gradient:
     """Of one call: `loss_sum` in nats, its gradient [P] in the master's dtype with its L2 norm, `metrics` as
-    means and the counts that they are over, and the `plan` that repeats it, as JSON."""
+    means and the counts that they are over, and the `plan` that repeats it, as JSON; `scores` [E], where
+    asked for, the log-probability of every entry of every row."""
 
     loss_sum: float
     gradient: Tensor
     norm: float
     metrics: dict[str, tuple[float, float]]
     plan: dict[str, Any]
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A loss without its gradient: `loss_sum` in nats, `metrics`, and `scores` [E], the log-probability of
+    every entry of every row in nats."""
+
+    loss_sum: float
+    metrics: dict[str, float]
+    scores: Tensor
 
 
 class Call:
@@ -50,8 +65,11 @@ class Call:
         stream: int = 0,
         plan: Any = None,
         budget: Budget | None = None,
+        scores: bool = False,
     ) -> None:
-        """`stream` keys the dropout; `plan` is that of an earlier execution, None to make one by `budget`."""
+        """`stream` keys the dropout; `plan` is that of an earlier execution, None to make one by `budget`;
+        `scores` asks for the log-probabilities of every entry."""
+        self._scores = scores
         self._budget = budget or base.new_budget()
         self.base, self.adapter, self.objective = base, adapter, objective
         self.checkpoint, self.stream, self._recorded = checkpoint, stream, plan
@@ -61,12 +79,8 @@ class Call:
         """Raises SignalError non_finite, which names the example where one can be named, out_of_memory, and
         state_mismatch for a plan that is not this call's."""
         objective = self.objective
-        if objective.needs_reference:
-            objective.set_reference(self._logprobs("reference", None, objective.rows))
-        if objective.statistic_rows:
-            rows = [objective.rows[index] for index in objective.statistic_rows]
-            objective.set_statistics(self._logprobs("statistics", self.adapter, rows))
-        asked = Asked(entropy=objective.loss.needs_entropy)
+        self._prepare()
+        asked = Asked(entropy=objective.loss.needs_entropy, everything=self._scores)
         passes = self._passes(self.adapter, objective.rows, asked)
         units = objective.units
         recorded = self._recorded
@@ -76,7 +90,42 @@ class Call:
             raise self._not_finite(passes, sums)
         metrics = objective.metrics(sums.metrics)
         made = {**sums.plan.to_json(), **self._plan}
-        return Gradient(sums.loss, sums.gradient, sums.norm, metrics, made)
+        return Gradient(sums.loss, sums.gradient, sums.norm, metrics, made, sums.scores)
+
+    def value(self) -> Value:
+        """The loss without a gradient, and the log-probabilities of every entry of every row.
+
+        Raises SignalError non_finite, which names the example where one can be named, and out_of_memory.
+        """
+        objective = self.objective
+        self._prepare()
+        rows = of_every_entry(objective.rows)
+        passes = self._passes(self.adapter, rows, Asked(entropy=objective.loss.needs_entropy))
+        stats, _ = passes.stats(passes.plan())
+        mask = _counts(objective.rows).to(stats.logprobs.device)
+        trained = objective.trained
+        logprobs = _of_rows(stats.logprobs[mask], objective, trained)
+        entropy = None
+        if stats.entropy is not None and objective.loss.needs_entropy:
+            entropy = _of_rows(stats.entropy[mask], objective, trained)
+        with torch.no_grad():
+            output = objective.evaluate(trained, logprobs, entropy)
+        loss = float(output.loss_sum)
+        if not math.isfinite(loss):
+            text = f"The loss ({loss:g}) is not finite."
+            raise SignalError("non_finite", text, param="batch_data")
+        made = objective.metrics([output.metrics])
+        metrics = {name: value for name, (value, _) in made.items()}
+        return Value(loss, metrics, stats.logprobs)
+
+    def _prepare(self) -> None:
+        """What the loss asks for before its own pass."""
+        objective = self.objective
+        if objective.needs_reference:
+            objective.set_reference(self._logprobs("reference", None, objective.rows))
+        if objective.statistic_rows:
+            rows = [objective.rows[index] for index in objective.statistic_rows]
+            objective.set_statistics(self._logprobs("statistics", self.adapter, rows))
 
     def _logprobs(self, name: str, adapter: Parameters | None, rows: Sequence[Row]) -> Tensor:
         """Of all `rows`, by the plan `name` of the recorded ones."""
@@ -114,3 +163,15 @@ class Call:
             f"The loss {which} ({sums.loss:g} in all) or its gradient is not finite; nothing was changed.",
             param="batch_data" if example is None else f"batch_data.{example}",
         )
+
+
+def _counts(rows: Sequence[Row]) -> Tensor:
+    """Whether the loss counts it, of every entry of `rows` [E]."""
+    parts = [np.frombuffer(memoryview(row.weights), np.float32) for row in rows]
+    return torch.from_numpy(np.concatenate(parts) != 0)
+
+
+def _of_rows(numbers: Tensor, objective: Objective, indices: Sequence[int]) -> Tensor:
+    """Of numbers of the counted entries of all rows, those of the rows `indices`."""
+    split = torch.split(numbers, objective.sizes)
+    return torch.cat([split[index] for index in indices])

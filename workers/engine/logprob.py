@@ -28,12 +28,13 @@ CHUNK_ELEMENTS = 1 << 24
 class TokenStats:
     """Of N positions: `logprobs` [N] or [N, K] of the targets in nats; where asked for `entropy` [N] in
     nats, and the likeliest tokens `top_ids` [N, k] with their `top_logprobs` [N, k], which have no
-    derivative."""
+    derivative; `rest` [M] are log-probabilities of other entries, which have none either."""
 
     logprobs: Tensor
     entropy: Tensor | None = None
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
+    rest: Tensor | None = None
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:

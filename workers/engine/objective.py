@@ -162,7 +162,7 @@ class Objective:
                         f"{loss.name} needs it.",
                         param=f"batch_data.{self.example(index)}.{name}",
                     )
-        if not self.num_tokens and not loss.spec.empty_rows:
+        if not (self.num_tokens or loss.spec.empty_rows or loss.reduction == "sum"):
             raise SignalError(
                 "no_target_tokens",
                 "No position of the batch has a weight other than 0.",

@@ -8,16 +8,17 @@ be halved and done again: the numbers are those of the plan as it ends up, from 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
 from workers.engine.base import Base
 from workers.engine.batch import Batch, make_batch
-from workers.engine.counted import counted, example_of
+from workers.engine.counted import counted, example_of, of_the_rest
 from workers.engine.decoder import Pass, positions
 from workers.engine.dropout import Dropout
 from workers.engine.logprob import TokenStats, token_stats
@@ -37,22 +38,36 @@ Evaluate = Callable[[Sequence[int], Tensor, Tensor | None], LossOutput]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a pass is to give besides log-probabilities: the entropy, and the `top` likeliest tokens."""
+    """What a pass is to give besides log-probabilities: the entropy, the `top` likeliest tokens, and of
+    every entry its log-probability, with `everything` those of weight 0 among them."""
 
     entropy: bool = False
     top: int = 0
+    everything: bool = False
 
 
 @dataclass(frozen=True)
 class Sums:
     """What all micro-batches add up to: the loss in nats, its gradient [P] with its L2 norm, the metrics of
-    each, and the plan it was made by."""
+    each, and the plan it was made by; `scores` [E], where asked for, the log-probabilities of every entry
+    of every row in nats."""
 
     loss: float
     gradient: Tensor
     norm: float
     metrics: list[Metrics]
     plan: Plan
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Of one micro-batch: its loss, the flat gradient [P] of that, and per row the log-probabilities of every
+    entry, where asked for."""
+
+    output: LossOutput
+    gradient: Tensor
+    scores: dict[int, Tensor]
 
 
 class Passes:
@@ -74,6 +89,7 @@ class Passes:
         self.budget = budget or base.new_budget()
         self.base, self.adapter, self.rows = base, adapter, rows
         self.checkpoint, self.stream, self.asked = checkpoint, stream, asked or Asked()
+        self._rest = of_the_rest(rows) if self.asked.everything else None
 
     def plan(self, units: Sequence[Unit] | None = None) -> Plan:
         """How the rows go through the model now, by the memory that is free."""
@@ -93,20 +109,23 @@ class Passes:
         """
         losses: list[Tensor] = []
         metrics: list[Metrics] = []
+        scores: dict[int, Tensor] = {}
         gradient: Tensor | None = None
 
-        def take(made: tuple[LossOutput, Tensor]) -> None:
+        def take(made: Slope) -> None:
             nonlocal gradient
-            losses.append(made[0].loss_sum)
-            metrics.append(made[0].metrics)
-            gradient = made[1] if gradient is None else gradient.add_(made[1])
+            losses.append(made.output.loss_sum)
+            metrics.append(made.output.metrics)
+            scores.update(made.scores)
+            gradient = made.gradient if gradient is None else gradient.add_(made.gradient)
 
         plan = self._through(plan, lambda units: self._slope(units, plan.kernel, evaluate), take)
         assert gradient is not None
         norm = torch.linalg.vector_norm(gradient)
         # One transfer: on a GPU each .item() waits for all that is queued.
         value, length = torch.stack((torch.stack(losses).sum().to(norm.dtype), norm)).tolist()
-        return Sums(value, gradient, length, metrics, plan)
+        ordered = torch.cat([scores[row] for row in sorted(scores)]) if scores else None
+        return Sums(value, gradient, length, metrics, plan, ordered)
 
     def stats(self, plan: Plan) -> tuple[TokenStats, Plan]:
         """What the model says of the counted entries of all rows of `plan`, rows in the order of the
@@ -139,8 +158,8 @@ class Passes:
     def culprit(self, plan: Plan, evaluate: Evaluate) -> int | None:
         """The first row, in the order of the batch, whose loss or gradient alone is not finite."""
         for unit in sorted(unit for batch in plan.batches for unit in batch):
-            output, gradient = self._slope((unit,), plan.kernel, evaluate)
-            if not (torch.isfinite(output.loss_sum) and torch.isfinite(gradient).all()):
+            slope = self._slope((unit,), plan.kernel, evaluate)
+            if not (torch.isfinite(slope.output.loss_sum) and torch.isfinite(slope.gradient).all()):
                 return unit[0]
         return None
 
@@ -181,33 +200,49 @@ class Passes:
         self.budget.overrun(tokens)
         return halved
 
-    def _slope(
-        self, units: tuple[Unit, ...], kernel: str, evaluate: Evaluate
-    ) -> tuple[LossOutput, Tensor]:
-        """The loss of one micro-batch and its flat gradient [P]."""
+    def _slope(self, units: tuple[Unit, ...], kernel: str, evaluate: Evaluate) -> Slope:
+        """One micro-batch."""
         assert self.adapter is not None
         peak, master = Peak(self.base.device), self.adapter.master
         with self.base.activated(self.adapter):
             batch, stats = self._forward(units, kernel)
+            scores = self._scores(batch, stats)
             output = evaluate(batch.rows, stats.logprobs, stats.entropy)
             loss = output.loss_sum
             if not loss.requires_grad:
-                return output, torch.zeros_like(master)
+                return Slope(output, torch.zeros_like(master), scores)
             parts = torch.autograd.grad(
                 loss, self.adapter.leaves, allow_unused=True, materialize_grads=True
             )
         self.budget.measured(self.checkpoint, len(batch.tokens), peak.taken())
         gradient = torch.cat([part.reshape(-1) for part in parts]).to(master.dtype)
-        return LossOutput(loss.detach(), output.metrics), gradient
+        return Slope(LossOutput(loss.detach(), output.metrics), gradient, scores)
+
+    def _scores(self, batch: Batch, stats: TokenStats) -> dict[int, Tensor]:
+        """The log-probabilities of every entry of each row of the micro-batch, by the rows' numbers."""
+        if self._rest is None:
+            return {}
+        found = {}
+        for rows, logprobs in ((self.rows, stats.logprobs), (self._rest, stats.rest)):
+            sizes = counted([rows[row] for row in batch.rows]).sizes(len(batch.rows))
+            assert logprobs is not None
+            found[rows is self.rows] = torch.split(logprobs.detach(), sizes)
+        return {
+            row: _merged(self.rows[row], counted_ones, others)
+            for row, counted_ones, others in zip(batch.rows, found[True], found[False], strict=True)
+        }
 
     def _forward(self, units: tuple[Unit, ...], kernel: str) -> tuple[Batch, TokenStats]:
         """What the model says of each counted entry of one micro-batch."""
         base, chosen, asked = self.base, [row for unit in units for row in unit], self.asked
         batch = make_batch(self.rows, chosen, base.device)
-        if not len(batch.index):
+        if not len(batch.index) and self._rest is None:
             return batch, _nothing(base, asked)
         how = Pass(batch.lengths, kernel, self.checkpoint, self._dropout(batch))
         hidden = base.decoder.hidden(batch.tokens, how)
+        rest = None if self._rest is None else self._rest_of(chosen, hidden)
+        if not len(batch.index):
+            return batch, replace(_nothing(base, asked), rest=rest)
         if not batch.every:
             hidden = hidden.index_select(0, batch.index)
         stats = token_stats(
@@ -218,7 +253,19 @@ class Passes:
             batch.spread(stats.entropy),
             batch.spread(stats.top_ids),
             batch.spread(stats.top_logprobs),
+            rest,
         )
+
+    def _rest_of(self, chosen: Sequence[int], hidden: Tensor) -> Tensor:
+        """The log-probabilities of the entries that the loss does not count, without a derivative."""
+        assert self._rest is not None
+        base, batch = self.base, make_batch(self._rest, chosen, self.base.device)
+        if not len(batch.index):
+            return _nothing(base, Asked()).logprobs
+        with torch.no_grad():
+            states = hidden.detach()
+            states = states if batch.every else states.index_select(0, batch.index)
+            return batch.entries(token_stats(states, batch.targets, base.decoder.head).logprobs)
 
     def _dropout(self, batch: Batch) -> Dropout | None:
         if self.adapter is None or not self.adapter.spec.dropout or not torch.is_grad_enabled():
@@ -228,6 +275,15 @@ class Passes:
         rows = torch.tensor(batch.rows, device=device).repeat_interleave(lengths)
         places = positions(batch.lengths, device)
         return Dropout(spec.dropout, spec.seed, self.stream, rows, places)
+
+
+def _merged(row: Row, counted_ones: Tensor, others: Tensor) -> Tensor:
+    """One number per entry of `row`, from those of its counted entries and of its others."""
+    mask = torch.from_numpy(np.frombuffer(memoryview(row.weights), np.float32) != 0)
+    mask = mask.to(counted_ones.device)
+    merged = counted_ones.new_empty(len(mask))
+    merged[mask], merged[~mask] = counted_ones, others
+    return merged
 
 
 def _nothing(base: Base, asked: Asked) -> TokenStats:

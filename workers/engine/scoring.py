@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from schemas.errors import SignalError
@@ -38,6 +40,31 @@ def wire_rows(
             }
         )
     return found
+
+
+def scored_rows(rows: Sequence[Row], scores: Tensor) -> list[dict[str, Any]]:
+    """Per trained row its `example` and the `logprobs` of its targets, in their shape, in nats.
+
+    `scores` [E] are those of every entry of every row. Raises SignalError non_finite with the example's name.
+    """
+    trained = [number for number, row in enumerate(rows) if row.trained]
+    sizes = [len(rows[number].weights) for number in trained]
+    if len(scores) != sum(sizes):
+        # Rows that only lend their log-probabilities were scored too.
+        every = torch.split(scores, [len(row.weights) for row in rows])
+        scores = torch.cat([every[number] for number in trained])
+    bad = (~scores.isfinite()).nonzero()
+    if len(bad):
+        owner = int(np.searchsorted(np.cumsum(sizes), int(bad[0]), side="right"))
+        raise SignalError("non_finite", param=f"batch_data.{example_of(rows, trained[owner])}")
+    parts = torch.split(scores.cpu(), sizes)
+    return [
+        {
+            "example": example_of(rows, number),
+            "logprobs": _shaped(part.tolist(), rows[number].width),
+        }
+        for number, part in zip(trained, parts, strict=True)
+    ]
 
 
 def _check_finite(rows: Sequence[Row], logprobs: Tensor) -> None:

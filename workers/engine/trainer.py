@@ -21,6 +21,7 @@ from workers.engine.accumulation import Accumulation
 from workers.engine.adamw import AdamWSettings
 from workers.engine.base import Base
 from workers.engine.batch import check_rows
+from workers.engine.counted import of_every_entry
 from workers.engine.export import export_adapter
 from workers.engine.gradient import Call
 from workers.engine.lora import Adapter, LoraSpec
@@ -31,7 +32,7 @@ from workers.engine.parameters import Parameters
 from workers.engine.passes import Asked, Passes
 from workers.engine.sampler import SampleKey, SampleOutput, SampleParams, TextDecoder, sample
 from workers.engine.schedule import Schedule
-from workers.engine.scoring import wire_rows
+from workers.engine.scoring import scored_rows, wire_rows
 from workers.engine.state import (
     GRADIENT,
     WEIGHTS,
@@ -91,15 +92,17 @@ class Trainer:
         *,
         plan: Any = None,
         seq: int = 0,
+        logprobs: bool = False,
     ) -> dict[str, Any]:
         """Add the gradient of `loss_fn` on `rows` to the accumulation (`accumulate` false: replace it).
 
         The result: loss (nats; divided by what the loss is a mean over, for a sum by num_tokens), loss_sum,
         divisor (what loss_sum was divided by), num_tokens (entries of a weight other than 0), grad_norm (L2,
         as it would be applied alone), accumulated_grad_norm (of all `accumulated_calls`, as it would be
-        applied now), metrics (of the loss; means) with the metric_counts that they are over, step, and the
-        `plan` by which it was computed (JSON). `plan` computes by an
-        earlier one, bit for bit as it was; `seq` keys the dropout. Raises SignalError unknown_loss,
+        applied now), metrics (of the loss; means) with the metric_counts that they are over, step, rows
+        (with `logprobs`, as `scoring.scored_rows` makes them; else None), and the `plan` by which it was
+        computed (JSON). `plan` computes by an earlier one, bit for bit as it was; `seq` keys the dropout.
+        Raises SignalError unknown_loss,
         unknown_option, mixed_reductions, no_target_tokens, token_out_of_range, sequence_too_long,
         validation_error, non_finite (with the example's name), out_of_memory.
         """
@@ -108,7 +111,7 @@ class Trainer:
         if earlier is not None and earlier.reduction != loss.reduction:
             raise SignalError("mixed_reductions", param="loss_fn")
         base, adapter = self.base, self.adapter
-        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        self._check(rows, everything=logprobs)
         objective = Objective(loss, rows, base.device, adapter.master.dtype)
         checkpoint = self.gradient_checkpointing
         call = Call(
@@ -119,6 +122,7 @@ class Trainer:
             stream=seq,
             plan=plan,
             budget=self.budget,
+            scores=logprobs,
         )
         found = call.gradient()
         weight = objective.constants[DIVISORS.get(loss.reduction, "weight")]
@@ -137,6 +141,7 @@ class Trainer:
             "metrics": {name: value for name, (value, _) in found.metrics.items()},
             "metric_counts": {name: count for name, (_, count) in found.metrics.items()},
             "step": self.step,
+            "rows": None if found.scores is None else scored_rows(rows, found.scores),
             "plan": found.plan,
         }
         self._accumulation = total
@@ -150,13 +155,35 @@ class Trainer:
         out_of_memory.
         """
         base = self.base
-        check_rows(rows, vocab_size=base.vocab_size, context_length=base.context_length)
+        self._check(rows)
         passes = Passes(base, self.adapter, rows, asked=Asked(top=top_k), budget=self.budget)
         stats, _ = passes.stats(passes.plan())
         return {
             "weights_step": self.step,
             "rows": wire_rows(rows, stats.logprobs, stats.top_ids, stats.top_logprobs),
             "metrics": {"num_tokens": float(len(stats.logprobs))},
+        }
+
+    def evaluate(
+        self, rows: Sequence[Row], loss_fn: str, loss_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The loss of `rows` as `forward_backward` computes it, without a gradient; nothing is changed or
+        dropped.
+
+        The result: loss_sum in nats, num_tokens, metrics (of the loss), rows (as `scoring.scored_rows`
+        makes them), weights_step. Raises SignalError as forward_backward, but for mixed_reductions.
+        """
+        base = self.base
+        loss = resolve_loss(loss_fn, loss_kwargs)
+        self._check(rows, everything=True)
+        objective = Objective(loss, rows, base.device, self.adapter.master.dtype)
+        found = Call(base, self.adapter, objective, budget=self.budget).value()
+        return {
+            "weights_step": self.step,
+            "loss_sum": found.loss_sum,
+            "num_tokens": objective.num_tokens,
+            "rows": scored_rows(rows, found.scores),
+            "metrics": {"num_tokens": float(objective.num_tokens), **found.metrics},
         }
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:
@@ -243,6 +270,11 @@ class Trainer:
         self.adapter.load(Part(state.tensors, state.facts["layout"]))
         self.optimizer.load(Part(state.tensors, state.facts["optimizer"]))
         self._accumulation = accumulation
+
+    def _check(self, rows: Sequence[Row], *, everything: bool = False) -> None:
+        """Raises SignalError for what the model cannot take; `everything`: also of what is not counted."""
+        base, checked = self.base, of_every_entry(rows) if everything else rows
+        check_rows(checked, vocab_size=base.vocab_size, context_length=base.context_length)
 
     def _accepted(self, state: TrainerState) -> Accumulation | None:
         """Checks all of `state`; its accumulation in memory of this run."""

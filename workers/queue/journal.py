@@ -70,6 +70,7 @@ class Journal(Unordered):
                 entry.digest,
                 len(entry.body),
                 "" if entry.ordered else "1",
+                entry.refused,
             ]
         reply = self._call("append", run_id, *args)
         if reply[0] != b"ok":

@@ -35,6 +35,8 @@ class NewEntry:
     digest: str = ""
     # Without one it has no seq, waits for nothing in the run, and may be executed beside anything.
     ordered: bool = True
+    # JSON of the error that it ends with at once: it takes its place and is never executed.
+    refused: str = ""
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class Primitives:
             body["accumulate"],
             plan=self._plan,
             seq=taken.seq,
+            logprobs=body.get("logprobs", False),
         )
         plan = result.pop("plan")
         result["metrics"]["input_tokens"] = float(taken.tokens)
@@ -123,7 +124,11 @@ class Primitives:
         return self._completed(taken, result, {**numbers, **result["metrics"]}, plan=plan)
 
     def _forward(self, taken: Taken, body: dict[str, Any]) -> Outcome:
-        result = self.trainer.forward(unpack_rows(body["rows"]), body["top_k"])
+        rows = unpack_rows(body["rows"])
+        if body.get("loss_fn"):
+            result = self.trainer.evaluate(rows, body["loss_fn"], body["loss_kwargs"])
+        else:
+            result = self.trainer.forward(rows, body["top_k"])
         result["metrics"]["input_tokens"] = float(taken.tokens)
         return self._completed(taken, result, result["metrics"])
 

@@ -1,13 +1,14 @@
 -- Appends entries, all or none. ARGV: max_queued, max_bytes (per run), user_operations, user_bytes,
 -- max_unsealed, gap_deadline_s, op_deadline_s, idem_key, idem_digest, idem_ttl_s, tag, count, then per entry:
--- kind, body, body_ref, tokens, lane, client_seq, on_error, digest, size, free ('1': without a place in the order).
+-- kind, body, body_ref, tokens, lane, client_seq, on_error, digest, size, free ('1': without a place in the order),
+-- refused (error JSON of one that takes its place and ends at once, or '').
 -- Answers {'ok', ring, appended…, '|', admitted…}: appended = n,seq,status,replayed,submitted,applied,tag;
 -- admitted = n,kind.
 local max_queued, max_bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local user_operations, user_bytes, max_unsealed = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local gap_s, deadline_s = tonumber(ARGV[6]), tonumber(ARGV[7])
 local idem, idem_digest, idem_ttl, tag, count = ARGV[8], ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
-local WIDTH = 10
+local WIDTH = 11
 
 local function arg(i, j) return ARGV[12 + (i - 1) * WIDTH + j] end
 
@@ -151,6 +152,7 @@ for i = 1, count do
         redis.call('ZADD', 'sig:gaps', at + gap_s, RUN .. '|' .. lane)
       end
     end
+    if arg(i, 11) ~= '' then finish(n, 'failed', arg(i, 11), at) end
   end
 end
 

@@ -1,0 +1,57 @@
+"""Errors as the SDK takes them: JSON, and never a status that it would try again for what will not change.
+
+It repeats 408, 409, 429 and everything from 500 on, for minutes or without end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from schemas.errors import SignalError
+from web.admission import end_work
+from web.answers import json_answer
+from web.errors import as_signal_error, extra_headers, handle
+from web.middleware import request_id
+
+# While the server cannot answer, a poll is held for so long: the SDK asks again at once.
+HOLD_S = 20.0
+POLLS = ("tinker.retrieve_future", "tinker.retrieve_futures")
+_STABLE = {409: 400, 424: 400, 408: 400}
+
+
+def status_of(error: SignalError) -> int:
+    """The HTTP status of an error in this protocol."""
+    if error.row.retryable:
+        return error.status
+    return _STABLE.get(error.status, error.status)
+
+
+def body_of(error: SignalError) -> dict[str, Any]:
+    """`detail` is what the SDK's commands print; `code` and the rest are for programs."""
+    known = error.to_dict()
+    where = f"{error.param}: " if error.param else ""
+    return {"detail": f"{where}{error.message}", **known, "request_id": request_id()}
+
+
+def install(blueprint: Blueprint) -> None:
+    """Answer every failure of this blueprint's requests so."""
+    blueprint.register_error_handler(Exception, answer)
+
+
+def answer(error: Exception) -> Response:
+    """The answer to a request that failed."""
+    known = as_signal_error(error)
+    if known.code == "internal_error":
+        handle(error)  # for the log
+    status = status_of(known)
+    if request.endpoint in POLLS and status >= 500:
+        end_work()
+        time.sleep(HOLD_S)
+        status = 429
+    headers = extra_headers(error)
+    if known.retry_after_s is not None:
+        headers["Retry-After"] = str(known.retry_after_s)
+    return json_answer(body_of(known), status, headers)
