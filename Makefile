@@ -21,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sharing gpu-check docs-errors docs-losses docs-reference clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sdk bench-sharing gpu-check docs-errors docs-losses docs-reference clean
 
 ##@ Use it
 help: ## this list
@@ -76,6 +76,9 @@ bench-engine: setup model ## training against transformers + peft on one thread,
 
 bench-sample: setup model ## sampling against transformers on one thread, JSON and a table; minutes
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sample
+
+bench-sdk: setup ## what the SDK adds to a bare HTTP client, pipelined and with thousands in flight, as JSON
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sdk
 
 bench-sharing: setup ## runs that share a worker: time per step, memory per run, delay beside large batches
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sharing

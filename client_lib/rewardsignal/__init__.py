@@ -31,6 +31,7 @@ from rewardsignal._exceptions import (
 from rewardsignal._futures import APIFuture
 from rewardsignal._group import FutureGroup, as_completed, wait_all
 from rewardsignal._inference import InferenceClient
+from rewardsignal._pages import PagedList
 from rewardsignal._pipeline import Pipeline
 from rewardsignal._records import Record
 from rewardsignal._run import SignalRun
@@ -53,6 +54,7 @@ __all__ = [
     "OperationCancelledError",
     "OperationConflictError",
     "OperationFailedError",
+    "PagedList",
     "PayloadTooLargeError",
     "Pipeline",
     "RateLimitError",

@@ -8,11 +8,12 @@ blocks, and nothing is bound to one loop.
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from weakref import WeakValueDictionary
 
 from rewardsignal._exceptions import SignalConnectionError
 from rewardsignal._futures import APIFuture
@@ -22,6 +23,8 @@ from rewardsignal._pipeline import Pipeline
 from rewardsignal._run import SignalRun
 from rewardsignal._schemas import Run, SampleOptions
 from rewardsignal._stream import SampleStream, StreamToken
+from rewardsignal._submit import Submitter
+from rewardsignal._threads import DaemonThreads
 from rewardsignal._tokenizer import Tokenizer
 
 P = ParamSpec("P")
@@ -35,28 +38,49 @@ class Hops:
 
     def __init__(self) -> None:
         """Starts none."""
-        self.executor = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="rewardsignal")
+        self._calls = DaemonThreads(MAX_THREADS, "rewardsignal")
+        # Lanes have threads of their own: calls that wait for an operation must not keep it from being sent.
+        self._sending = DaemonThreads(MAX_THREADS, "rewardsignal-lane")
+        self._lock = threading.Lock()
+        self._lanes: WeakValueDictionary[str, Lane] = WeakValueDictionary()
 
-    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def lane(self, submitter: Submitter) -> Lane:
+        """The one lane of a run, however many objects stand for it."""
+        with self._lock:
+            lane = self._lanes.get(submitter.run_id)
+            if lane is None:
+                lane = self._lanes[submitter.run_id] = Lane(submitter, self._sending)
+            return lane
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """`function(*args, **kwargs)` in a thread. Raises SignalConnectionError once closed."""
-        loop = asyncio.get_running_loop()
         try:
-            waiting = loop.run_in_executor(
-                self.executor, functools.partial(function, *args, **kwargs)
-            )
+            return self._calls.submit(function, *args, **kwargs)
         except RuntimeError as error:
             raise SignalConnectionError("This client is closed.") from error
-        return await waiting
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `submit`, and its result."""
+        return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
     async def each(self, items: Iterable[T]) -> AsyncGenerator[T]:
         """The items of an iteration whose steps may block."""
-        iterator = iter(items)
+        iterator, step = iter(items), None
         try:
-            while (item := await self.call(next, iterator, _END)) is not _END:
+            step = self.submit(next, iterator, _END)
+            while (item := await asyncio.wrap_future(step)) is not _END:
                 yield item
+                step = self.submit(next, iterator, _END)
         finally:
-            if isinstance(iterator, Iterator) and hasattr(iterator, "close"):
-                await self.call(iterator.close)
+            close = getattr(iterator, "close", None)
+            if step is not None and close is not None:
+                # Whoever leaves may leave a step behind that is still under way: its end is waited for.
+                step.add_done_callback(lambda _: close())
+
+    def close(self) -> None:
+        """Take no more calls; those that are queued find the client closed."""
+        self._calls.shutdown(wait=False)
+        self._sending.shutdown(wait=False)
 
 
 _END: Any = object()
@@ -68,7 +92,7 @@ class AsyncRunBase:
     def __init__(self, run: SignalRun, hops: Hops) -> None:
         """Made by AsyncSignalClient."""
         self._run, self._hops = run, hops
-        self._lane = Lane(run._submitter, hops.executor)
+        self._lane = hops.lane(run._submitter)
 
     @property
     def run_id(self) -> str:
@@ -85,11 +109,8 @@ class AsyncRunBase:
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call in a thread, after everything that was submitted before it has its place."""
-        if (last := self._lane.last) is not None and not last.done():
-            loop = asyncio.get_running_loop()
-            sent = asyncio.Event()
-            last.add_done_callback(lambda _: loop.call_soon_threadsafe(sent.set))
-            await sent.wait()
+        if (sent := self._lane.flushed()) is not None:
+            await asyncio.wrap_future(sent)
         return await self._hops.call(function, *args, **kwargs)
 
     async def tokenizer(self) -> Tokenizer:
@@ -105,7 +126,7 @@ class AsyncRunBase:
 
     def pipeline(self, max_operations: int = 64) -> AsyncPipeline:
         """Collects operations and submits them together: `async with run.pipeline() as pipe: …`."""
-        return AsyncPipeline(self._run.pipeline(max_operations), self._hops)
+        return AsyncPipeline(self._lane, max_operations)
 
     async def stream_sample(
         self, prompts: Prompts, **options: Unpack[SampleOptions]
@@ -119,7 +140,7 @@ class AsyncRunBase:
             async for token in self._hops.each(stream):
                 yield token
         finally:
-            stream.close()
+            stream.hang_up()
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,12 +157,42 @@ class AsyncRunBase:
         return f"<Async{repr(self._run)[1:]}"
 
 
+class LanePipeline(Pipeline):
+    """A pipeline in an event loop: what it has collected goes into the lane, so that adding never blocks."""
+
+    def __init__(self, lane: Lane, max_operations: int) -> None:
+        """`max_operations` is how many are collected before they are sent."""
+        super().__init__(lane.submitter, max_operations)
+        self._lane = lane
+        self._placed: list[Future[Any]] = []
+
+    def flush(self) -> None:
+        """Send what is collected, and wait until all has its place. Raises what the server refused."""
+        self._full()
+        with self._lock:
+            placed, self._placed = self._placed, []
+        for one in placed:
+            one.result()
+
+    def _full(self) -> None:
+        with self._lock:
+            held, self._held, self._size = self._held, [], 0
+            if held:
+                self._placed.append(self._lane.put_together(held))
+
+    def _send_held(self) -> None:
+        # What others were refused is theirs to say.
+        self._full()
+        if (sent := self._lane.flushed()) is not None:
+            sent.result()
+
+
 class AsyncPipeline:
     """A pipeline of an AsyncSignalRun; its futures are awaited after the block."""
 
-    def __init__(self, pipeline: Pipeline, hops: Hops) -> None:
+    def __init__(self, lane: Lane, max_operations: int) -> None:
         """Made by `run.pipeline()`."""
-        self._pipeline, self._hops = pipeline, hops
+        self._lane, self._pipeline = lane, LanePipeline(lane, max_operations)
 
     async def __aenter__(self) -> Pipeline:
         return self._pipeline
@@ -152,7 +203,8 @@ class AsyncPipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._hops.call(self._pipeline.__exit__, kind, error, trace)
+        """Raises what the server refused, when the block ends well."""
+        await asyncio.to_thread(self._pipeline.__exit__, kind, error, trace)
 
 
 def _without_kind(operation: Any) -> dict[str, Any]:

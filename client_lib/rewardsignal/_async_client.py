@@ -9,21 +9,15 @@ from typing import Any, Unpack
 from rewardsignal._async_connection import AsyncClientBase
 from rewardsignal._async_run import AsyncSignalRun
 from rewardsignal._futures import APIFuture
-from rewardsignal._operations import Batch, Prompts
 from rewardsignal._schemas import (
     Account,
     ChatTemplateResult,
     DetokenizeResult,
-    ForwardBackwardResult,
     Model,
     ModelInfo,
-    OptimStepOptions,
-    OptimStepResult,
     Run,
     RunMetrics,
     RunOptions,
-    SampleOptions,
-    SaveStateResult,
     TokenizeResult,
     TokenizerFiles,
     TokenizerInfo,
@@ -101,37 +95,6 @@ class AsyncSignalClient(AsyncClientBase):
     async def future(self, future_id: str) -> APIFuture[Any]:
         """A future of an earlier process, found again by its id."""
         return await self._call(self._client.future, future_id)
-
-    async def forward_backward(
-        self,
-        run_id: str,
-        batch: Batch,
-        accumulate: bool = True,
-        loss_fn: str = "causal_lm",
-        loss_kwargs: Mapping[str, Any] | None = None,
-    ) -> ForwardBackwardResult:
-        """Compute a loss and add its gradient to the accumulation."""
-        return await self._call(
-            self._client.forward_backward, run_id, batch, accumulate, loss_fn, loss_kwargs
-        )
-
-    async def optim_step(
-        self, run_id: str, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
-    ) -> OptimStepResult:
-        """Take an optimizer step."""
-        return await self._call(self._client.optim_step, run_id, learning_rate, **options)
-
-    async def sample(
-        self, run_id: str, prompts: Prompts, **options: Unpack[SampleOptions]
-    ) -> list[str]:
-        """The texts of samples; `client.run(run_id).sample` gives all that is known of them."""
-        return await self._call(self._client.sample, run_id, prompts, **options)
-
-    async def save_state(
-        self, run_id: str, mode: str = "adapter", name: str | None = None
-    ) -> SaveStateResult:
-        """Save the adapter; the mode "state" keeps the optimizer with it."""
-        return await self._call(self._client.save_state, run_id, mode, name)
 
     async def get_run_status(self, run_id: str) -> Run:
         """The run as it is now."""

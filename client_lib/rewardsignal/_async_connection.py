@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
+from rewardsignal import _operations as bodies
 from rewardsignal._async_base import Hops
-from rewardsignal._async_run import AsyncSignalRun
 from rewardsignal._client import SignalClient
 from rewardsignal._futures import APIFuture
+from rewardsignal._lane import Lane
 from rewardsignal._operations import Batch, Prompts
-from rewardsignal._run import SignalRun
 from rewardsignal._schemas import (
     ForwardBackwardResult,
     OptimStepOptions,
@@ -22,6 +21,7 @@ from rewardsignal._schemas import (
     SampleResult,
     SaveStateResult,
 )
+from rewardsignal._submit import Submitter
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,13 +35,24 @@ class AsyncClientBase:
         self._client = SignalClient(*args, **kwargs)
         self._client._poller.in_loops = True
         self._hops = Hops()
-        self._runs: dict[str, Future[SignalRun]] = {}
-        self._async_runs: dict[str, AsyncSignalRun] = {}
+        self._lanes: dict[str, Lane] = {}
 
     @property
     def base_url(self) -> str:
         """The server's address."""
         return self._client.base_url
+
+    async def forward_backward(
+        self,
+        run_id: str,
+        batch: Batch,
+        accumulate: bool = True,
+        loss_fn: str = "causal_lm",
+        loss_kwargs: Mapping[str, Any] | None = None,
+    ) -> ForwardBackwardResult:
+        """Compute a loss and add its gradient to the accumulation."""
+        future = await self.forward_backward_async(run_id, batch, accumulate, loss_fn, loss_kwargs)
+        return await future
 
     async def forward_backward_async(
         self,
@@ -52,36 +63,52 @@ class AsyncClientBase:
         loss_kwargs: Mapping[str, Any] | None = None,
     ) -> APIFuture[ForwardBackwardResult]:
         """Submit a `forward_backward` of a run."""
-        run = await self._known(run_id)
-        return await run.forward_backward_async(
-            batch, loss_fn, accumulate=accumulate, **(loss_kwargs or {})
-        )
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs or {})
+        return await self._put(run_id, "forward_backward", body)
+
+    async def optim_step(
+        self, run_id: str, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
+    ) -> OptimStepResult:
+        """Take an optimizer step."""
+        return await (await self.optim_step_async(run_id, learning_rate, **options))
 
     async def optim_step_async(
         self, run_id: str, learning_rate: float | None = None, **options: Unpack[OptimStepOptions]
     ) -> APIFuture[OptimStepResult]:
         """Submit an `optim_step` of a run."""
-        return await (await self._known(run_id)).optim_step_async(learning_rate, **options)
+        return await self._put(run_id, "optim_step", bodies.optim_step(learning_rate, options))
+
+    async def sample(
+        self, run_id: str, prompts: Prompts, **options: Unpack[SampleOptions]
+    ) -> list[str]:
+        """The texts of samples; `(await client.run(run_id)).sample` gives all that is known of them."""
+        return (await (await self.sample_async(run_id, prompts, **options))).texts
 
     async def sample_async(
         self, run_id: str, prompts: Prompts, **options: Unpack[SampleOptions]
     ) -> APIFuture[SampleResult]:
         """Submit a `sample` of a run."""
-        return await (await self._known(run_id)).sample_async(prompts, **options)
+        return await self._put(run_id, "sample", bodies.sample(prompts, options))
+
+    async def save_state(
+        self, run_id: str, mode: str = "adapter", name: str | None = None
+    ) -> SaveStateResult:
+        """Save the adapter; the mode "state" keeps the optimizer with it."""
+        return await (await self.save_state_async(run_id, mode, name))
 
     async def save_state_async(
         self, run_id: str, mode: str = "adapter", name: str | None = None
     ) -> APIFuture[SaveStateResult]:
         """Submit a `save_state` of a run."""
-        return await (await self._known(run_id)).save_state_async(name, mode)
+        return await self._put(run_id, "save_state", bodies.save_state(name, mode))
 
-    async def _known(self, run_id: str) -> AsyncSignalRun:
-        """The run of that id, with one lane for all calls; those wait for it in their order."""
-        finding = self._runs.get(run_id)
-        if finding is None or (finding.done() and finding.exception() is not None):
-            finding = self._runs[run_id] = self._hops.executor.submit(self._client._known, run_id)
-        run = await asyncio.wrap_future(finding)
-        return self._async_runs.setdefault(run_id, AsyncSignalRun(run, self._hops))
+    async def _put(self, run_id: str, kind: str, body: Mapping[str, Any]) -> APIFuture[Any]:
+        """Into the one lane of that run, in the order of the calls."""
+        lane = self._lanes.get(run_id)
+        if lane is None:
+            lane = self._hops.lane(Submitter(self._client._poller, run_id))
+            self._lanes[run_id] = lane
+        return await asyncio.wrap_future(lane.put(kind, body))
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._hops.call(function, *args, **kwargs)
@@ -89,7 +116,7 @@ class AsyncClientBase:
     async def close(self) -> None:
         """Close the connections; runs on the server go on."""
         self._client.close()
-        self._hops.executor.shutdown(wait=False, cancel_futures=True)
+        self._hops.close()
 
     async def __aenter__(self) -> Self:
         return self

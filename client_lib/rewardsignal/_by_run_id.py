@@ -105,8 +105,14 @@ class ByRunId:
         """A conversation as the model reads it, with its ids."""
         return self._known(run_id).apply_chat_template(messages, add_generation_prompt)
 
-    def training(self, run_id: str, timeout: float | None = 3600.0) -> TrainingClient:
-        """A training loop over a run."""
+    def training(
+        self, run_id: str, timeout: float | None = 3600.0, max_retries: int | None = None
+    ) -> TrainingClient:
+        """A training loop over a run.
+
+        `max_retries` is for programs of the first Signal's SDK: here a call is repeated under its
+        idempotency key for as long as the client's `retry_for` says, and nothing takes effect twice.
+        """
         return self._known(run_id).training(timeout)
 
     def inference(

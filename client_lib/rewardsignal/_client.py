@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -14,6 +14,7 @@ from rewardsignal._by_run_id import ByRunId
 from rewardsignal._files import write_tokenizer
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import given
+from rewardsignal._pages import PagedList
 from rewardsignal._poller import Poller
 from rewardsignal._run import SignalRun
 from rewardsignal._schemas import (
@@ -114,18 +115,18 @@ class SignalClient(ByRunId):
 
     def list_runs(
         self, *, status: str | None = None, label: str | None = None, page_size: int = 50
-    ) -> Iterator[Run]:
+    ) -> PagedList[Run]:
         """The user's runs, newest first; pages are fetched as they are needed.
 
         `label` is a label's name, or `name=value`.
         """
         query: dict[str, Any] = {"status": status, "label": label, "limit": page_size}
-        while True:
-            page = RunList.from_dict(self._transport.get("/runs", query).body)
-            yield from page.data
-            if not page.has_more:
-                return
-            query["cursor"] = page.next_cursor
+
+        def fetch(cursor: str | None) -> tuple[list[Run], str | None]:
+            page = RunList.from_dict(self._transport.get("/runs", query | {"cursor": cursor}).body)
+            return page.data, page.next_cursor if page.has_more else None
+
+        return PagedList(fetch)
 
     def future(self, future_id: str) -> APIFuture[Any]:
         """A future of an earlier process, found again by its id."""

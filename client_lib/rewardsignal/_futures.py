@@ -43,6 +43,8 @@ class APIFuture(Generic[T]):
         self._refused: Exception | None = None
         self._final: tuple[Mapping[str, Any], str | None] | None = None
         self._next: weakref.ref[APIFuture[Any]] | None = None
+        # Of a part of a larger call: that call's name, and how many of its items come before this part's.
+        self.part_of: tuple[object, int] | None = None
 
     def result(self, timeout: float | None = None) -> T:
         """The operation's result, waited for at most `timeout` seconds.

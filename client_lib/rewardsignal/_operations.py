@@ -37,7 +37,11 @@ def optim_step(learning_rate: float | None, options: OptimStepOptions) -> dict[s
 def sample(prompts: Prompts, options: SampleOptions) -> dict[str, Any]:
     """The body of sample."""
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    return {"prompts": listed, **given(options)}
+    asked = given(options)
+    if "return_logprobs" in asked:
+        # What the first Signal's SDK called it.
+        asked["logprobs"] = asked.pop("return_logprobs")
+    return {"prompts": listed, **asked}
 
 
 def save_state(name: str | None, mode: str) -> dict[str, Any]:

@@ -108,12 +108,19 @@ class Pipeline:
 
     def _add(self, kind: str, body: Mapping[str, Any]) -> APIFuture[Any]:
         with self._lock:
-            future, held = self._submitter.hold(kind, body, self.flush)
+            future, held = self._submitter.hold(kind, body, self._send_held)
             self._held += held
             self._size += sum(len(content) for _, content in held)
             if len(self._held) >= self._most or self._size >= MAX_BYTES:
-                self.flush()
+                self._full()
             return future
+
+    def _full(self) -> None:
+        self.flush()
+
+    def _send_held(self) -> None:
+        """Asked by a future that is held back."""
+        self.flush()
 
     def _drop(self) -> None:
         with self._lock:

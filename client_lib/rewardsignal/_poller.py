@@ -98,6 +98,8 @@ class Poller:
         with self._changed:
             if on_end in self._watchers.get(future, ()):
                 self._watchers[future].remove(on_end)
+                if not self._watchers[future]:
+                    del self._watchers[future]
                 self._leave([future])
 
     def close(self) -> None:
@@ -128,6 +130,8 @@ class Poller:
     def _wait_for(self, future: APIFuture[Any], deadline: float | None) -> None:
         while not future.settled:
             if error := self._errors.pop(future, None):
+                # Others who wait for it may have it polled for again.
+                self._changed.notify_all()
                 raise error
             if self._closed:
                 raise SignalConnectionError(CLOSED)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
+from rewardsignal._exceptions import SignalAPIError
 from rewardsignal._futures import ENDED, APIFuture
 from rewardsignal._poller import Poller
 from rewardsignal._records import Record
@@ -36,7 +40,9 @@ MAX_OPERATION_BYTES = 16 * 2**20
 
 def parts_of(kind: str, body: Body) -> list[tuple[Body, bytes]]:
     """The operations that together do what `body` asks, each with its JSON; itself where it fits."""
-    listed = body.get("batch_data" if kind in _BATCHED else "prompts", ())
+    listed = body.get("batch_data" if kind in _BATCHED else "prompts")
+    if not isinstance(listed, list | tuple):
+        return [(body, encode(body))]
     if len(listed) <= (MAX_BATCH if kind in _BATCHED else MAX_BATCH // max(1, _copies(body))):
         content = encode(body)
         if len(content) <= MAX_OPERATION_BYTES or kind not in _BATCHED:
@@ -64,7 +70,11 @@ class SplitFuture(APIFuture[T]):
         """`parts` with their bodies, in their order."""
         super().__init__(poller, run_id, kind)
         self._parts = [future for future, _ in parts]
-        self._sizes = [len(body.get("batch_data", ())) for _, body in parts]
+        self._sizes = [
+            len(body.get("batch_data") or body.get("prompts") or ()) for _, body in parts
+        ]
+        for part, before in zip(self._parts, accumulate(self._sizes, initial=0), strict=False):
+            part.part_of = (id(self), before)
         self._whole: T | None = None
 
     def parts(self) -> Sequence[APIFuture[Any]]:
@@ -103,6 +113,13 @@ class SplitFuture(APIFuture[T]):
         cancelled = [part.cancel() for part in reversed(self._parts)]
         return any(cancelled)
 
+    def take_back(self) -> None:
+        """Cancel the parts that were taken before one was refused: half a batch is no batch."""
+        for part in reversed(self._parts):
+            if part.accepted:
+                with suppress(SignalAPIError):
+                    part.cancel()
+
     def when_ended(self, on_end: Callable[[Exception | None], None]) -> Callable[[], None]:
         """Call `on_end` once all have ended, or with the first reason why that cannot be known."""
         lock, left, told = threading.Lock(), len(self._parts), False
@@ -137,9 +154,34 @@ class SplitFuture(APIFuture[T]):
         return f"<APIFuture {self.kind} of {len(self._parts)} operations, seq={self.seq}>"
 
 
+def named_by_call(error: SignalAPIError, futures: Sequence[APIFuture[Any]]) -> SignalAPIError:
+    """The error of a request of one call's parts, with the fields by their names in the call."""
+    parts = [future.part_of for future in futures]
+    if any(part is None or parts[0] is None or part[0] != parts[0][0] for part in parts):
+        return error
+    befores = [part[1] for part in parts if part is not None]
+    data = error.response_data
+    for named in (data, *error.details):
+        if isinstance(named.get("param"), str):
+            named["param"] = _in_call(named["param"], befores)
+    return error
+
+
+def _in_call(param: str, befores: Sequence[int]) -> str:
+    found = re.fullmatch(r"(?:operations\.(\d+)\.)?(\w+)(?:\.(\d+))?(\..*)?", param)
+    if found is None:
+        return param
+    part, field, item, rest = int(found[1] or 0), found[2], found[3], found[4] or ""
+    if item is None or field not in ("batch_data", "prompts") or part >= len(befores):
+        return f"{field}{'' if item is None else '.' + item}{rest}"
+    return f"{field}.{befores[part] + int(item)}{rest}"
+
+
 def _batches(kind: str, body: Body) -> list[Body]:
     batch = body["batch_data"]
-    if kind == "forward_backward" and _is_of_one_call(body["loss_fn"], body.get("loss_kwargs", {})):
+    if kind == "forward_backward" and _is_of_one_call(
+        body.get("loss_fn"), body.get("loss_kwargs") or {}
+    ):
         return [body]
     pieces = [
         small
@@ -154,7 +196,7 @@ def _batches(kind: str, body: Body) -> list[Body]:
     return [first, *({**rest, "batch_data": piece} for piece in pieces[1:])]
 
 
-def _is_of_one_call(loss_fn: str, options: Body) -> bool:
+def _is_of_one_call(loss_fn: str | None, options: Body) -> bool:
     return (
         loss_fn == "kto"
         or options.get("loss_type") == "bnpo"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from rewardsignal._exceptions import SignalAPIError, SignalConnectionError, from
 from rewardsignal._futures import APIFuture
 from rewardsignal._poller import Poller
 from rewardsignal._schemas import SampleResult
+from rewardsignal._transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,26 @@ class SampleStream:
     def __init__(self, poller: Poller, run_id: str, path: str, body: bytes) -> None:
         """Submits the sample; raises what the server refuses."""
         self._exit = ExitStack()
-        self._lines = self._exit.enter_context(poller.transport.events(path, body))
         self._result: SampleResult | None = None
+        self._over = False
         self.future: APIFuture[SampleResult] = APIFuture(poller, run_id, "sample")
-        self._events = _events(self._lines)
+        first = self._begin(poller.transport, path, body)
         self._request_id = self._lines.headers.get("X-Request-Id")
-        name, first = next(self._events, ("", {}))
-        if name != "future":
-            self.close()
-            raise SignalConnectionError("The stream of the sample ended before it began.")
         self.future.bind(first, self._request_id)
+
+    def _begin(self, transport: Transport, path: str, body: bytes) -> dict[str, Any]:
+        """The first event. A stream that breaks before it has cancelled its sample: another is asked for."""
+        attempt, until = 0, transport.retry_until()
+        while True:
+            self._lines = self._exit.enter_context(transport.events(path, body))
+            self._events = _events(self._lines)
+            name, first = next(self._events, ("", {}))
+            if name == "future":
+                return first
+            self._exit.close()
+            broken = SignalConnectionError("The stream of the sample ended before it began.")
+            transport.pause(broken, attempt, until)
+            attempt += 1
 
     def __iter__(self) -> Iterator[StreamToken]:
         """The tokens, in the order in which they were sampled. Raises OperationFailedError.
@@ -66,8 +78,9 @@ class SampleStream:
                 elif name == "restart":
                     yield StreamToken(restart=True)
                 elif name == "result":
-                    self._result = SampleResult.from_dict(data)
+                    self._over, self._result = True, SampleResult.from_dict(data)
                 elif name == "error":
+                    self._over = True
                     raise from_failed_future("failed", data["error"], self._request_id)
         finally:
             self.close()
@@ -80,7 +93,18 @@ class SampleStream:
 
     def close(self) -> None:
         """Hang up: a sample that has not ended is cancelled."""
+        self.hang_up()
         self._exit.close()
+
+    def hang_up(self) -> None:
+        """End the connection, also while another thread waits for its next token; that one sees the end."""
+        network = self._lines.extensions.get("network_stream")
+        line = None if self._over or network is None else network.get_extra_info("socket")
+        if line is not None:
+            self._over = True
+            # Closing it would not wake who reads, nor tell the server before that one has woken.
+            with suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> Self:
         return self

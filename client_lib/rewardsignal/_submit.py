@@ -10,11 +10,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rewardsignal._exceptions import SignalConnectionError
+from rewardsignal._exceptions import (
+    ConflictError,
+    PayloadTooLargeError,
+    RateLimitError,
+    SignalAPIError,
+    SignalConnectionError,
+    ValidationError,
+)
 from rewardsignal._futures import APIFuture
 from rewardsignal._poller import Poller
 from rewardsignal._schemas import MAX_OPERATIONS
-from rewardsignal._split import SplitFuture, parts_of
+from rewardsignal._split import SplitFuture, named_by_call, parts_of
 from rewardsignal._transport import Answer, segment
 
 # Of one request that carries several operations: well below what servers take.
@@ -38,7 +45,12 @@ class Submitter:
     def submit_one(self, kind: str, body: Mapping[str, Any]) -> APIFuture[Any]:
         """Submit an operation; returns once it has its place in the order."""
         future, held = self.hold(kind, body)
-        self.send(held)
+        try:
+            self.send(held)
+        except (ValidationError, PayloadTooLargeError, ConflictError, RateLimitError):
+            if isinstance(future, SplitFuture):
+                future.take_back()
+            raise
         return future
 
     def submit_many(self, operations: Iterable[Mapping[str, Any]]) -> list[APIFuture[Any]]:
@@ -66,15 +78,22 @@ class Submitter:
 
     def send(self, held: Sequence[Held]) -> None:
         """Send operations in their order. Raises what the server refused; its futures say so too."""
+        try:
+            self.post(held)
+        except BaseException as error:
+            for future, _ in held:
+                if not future.accepted:
+                    future.refuse(why(error))
+            raise
+
+    def post(self, held: Sequence[Held]) -> None:
+        """As `send`, but what is refused may be sent again: its futures do not say so."""
         with self._lock:
-            try:
-                for part in _parts(held):
+            for part in _parts(held):
+                try:
                     self._send_part(part)
-            except BaseException as error:
-                for future, _ in held:
-                    if not future.accepted:
-                        future.refuse(_why(error))
-                raise
+                except SignalAPIError as error:
+                    raise named_by_call(error, [future for future, _ in part]) from None
 
     def accepted(self, kind: str, answer: Answer) -> APIFuture[Any]:
         """The future of an answer with status 202."""
@@ -125,7 +144,8 @@ def _without_kind(operation: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in operation.items() if name != "kind"}
 
 
-def _why(error: BaseException) -> Exception:
+def why(error: BaseException) -> Exception:
+    """What a future says when its operation could not be sent."""
     if isinstance(error, Exception):
         return error
     return SignalConnectionError("Interrupted while it was being sent.")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import length_hint
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tqdm.auto import tqdm
-
+from rewardsignal._exceptions import OperationFailedError, SignalAPIError, SignalTimeoutError
 from rewardsignal._futures import APIFuture
 from rewardsignal._operations import Batch
 from rewardsignal._records import Record
@@ -103,9 +105,10 @@ class TrainingClient:
         """
         losses, norms, step = [], [], self.run.info.current_step
         under_way: deque[_Pair] = deque()
-        total = len(batches) if isinstance(batches, Sized) else None
+        # By its length where it has one; batches by tokens have the method and no length.
+        total = length_hint(batches) or None
         shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        with tqdm(total=total, unit="batch", disable=not shown) as bar:
+        with _bar(total, shown) as bar:
 
             def take() -> None:
                 nonlocal step
@@ -116,12 +119,16 @@ class TrainingClient:
                 bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
                 bar.update()
 
-            for batch in batches:
-                under_way.append(self._submit(batch, loss_fn, learning_rate, loss_kwargs))
-                if len(under_way) >= DEPTH:
+            try:
+                for batch in batches:
+                    under_way.append(self._submit(batch, loss_fn, learning_rate, loss_kwargs))
+                    if len(under_way) >= DEPTH:
+                        take()
+                while under_way:
                     take()
-            while under_way:
-                take()
+            except SignalAPIError:
+                self._await_ends(under_way)
+                raise
         return EpochResult(
             num_batches=len(losses),
             avg_loss=_mean(losses),
@@ -164,8 +171,20 @@ class TrainingClient:
         forward = self.run.forward_backward_async(batch, loss_fn, **loss_kwargs)
         return forward, self.run.optim_step_async(learning_rate)
 
+    def _await_ends(self, pairs: Iterable[_Pair]) -> None:
+        for pair in pairs:
+            for future in pair:
+                with suppress(SignalTimeoutError):
+                    future.exception(self.timeout)
+
     def _trained(self, pair: _Pair) -> BatchResult:
-        forward, step = pair[0].result(self.timeout), pair[1].result(self.timeout)
+        try:
+            forward = pair[0].result(self.timeout)
+        except OperationFailedError:
+            # Its step fails too; what is raised is the reason, once nothing of the batch is under way.
+            self._await_ends([pair])
+            raise
+        step = pair[1].result(self.timeout)
         self._history["loss"].append(forward.loss)
         self._note(step)
         return BatchResult(
@@ -183,6 +202,14 @@ class TrainingClient:
 
 
 _Pair = tuple[APIFuture[ForwardBackwardResult], APIFuture[OptimStepResult]]
+
+
+def _bar(total: int | None, shown: bool) -> Any:
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets it says, as it is imported, that its bar will be one of text.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm(total=total, unit="batch", disable=not shown)
 
 
 def _mean(values: list[float]) -> float:

@@ -163,7 +163,16 @@ def test_list_of_runs_fetches_pages_as_needed() -> None:
     with wire.client() as client:
         listed = client.list_runs(label="team=a", page_size=2)
         assert wire.requests == []
+        assert repr(listed) == "<PagedList of 0 so far>"
+        assert listed
+        assert listed[0].run_id == listed[1].run_id == RUN["run_id"]
+        assert len(wire.requests) == 1
         assert [run.run_id for run in listed] == [RUN["run_id"]] * 3
+        assert (len(listed), len(listed[1:]), listed[-1]) == (3, 2, listed[2])
+        assert len(list(listed)) == 3
+        assert len(wire.requests) == 2
+        with pytest.raises(IndexError):
+            listed[3]
     assert dict(wire.requests[0].url.params) == {"label": "team=a", "limit": "2"}
     assert wire.requests[1].url.params["cursor"] == "c1"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 
-from rewardsignal import SignalClient
+from rewardsignal import AsyncSignalClient, SignalClient
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
 
@@ -42,10 +42,14 @@ class Wire:
 
     def client(self, **options: Any) -> SignalClient:
         """A client whose network this is."""
-        options.setdefault("retry_for", 5.0)
-        return SignalClient(
-            "sk-test", "http://signal.test", transport=httpx2.MockTransport(self), **options
-        )
+        return SignalClient("sk-test", "http://signal.test", **self._as_network(options))
+
+    def async_client(self, **options: Any) -> AsyncSignalClient:
+        """The same of an event loop."""
+        return AsyncSignalClient("sk-test", "http://signal.test", **self._as_network(options))
+
+    def _as_network(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"retry_for": 5.0, **options, "transport": httpx2.MockTransport(self)}
 
 
 def reply(body: Any, status: int = 200, **headers: str) -> httpx2.Response:
@@ -80,10 +84,19 @@ class Journal:
         self.futures: list[dict[str, Any]] = []
         self.polls: list[list[str]] = []
         self.keys: list[str] = []
+        self.bodies: list[tuple[str, dict[str, Any]]] = []
+        # While it is clear, requests that submit operations stand still; refused operations are of no seq.
+        self.open = threading.Event()
+        self.open.set()
+        self.refuses: Callable[[str, dict[str, Any]], httpx2.Response | None] = lambda *_: None
 
     def client(self, **options: Any) -> SignalClient:
         """A client whose only server this is."""
         return Wire(self.answer).client(**options)
+
+    def async_client(self, **options: Any) -> AsyncSignalClient:
+        """The same of an event loop."""
+        return Wire(self.answer).async_client(**options)
 
     def answer(self, request: httpx2.Request) -> httpx2.Response:
         """The server's side of runs, operations and futures."""
@@ -94,11 +107,33 @@ class Journal:
             return self._futures(request)
         run_id = path.split("/")[2]
         if path.endswith("/operations"):
-            kinds = [one["kind"] for one in sent(request)["operations"]]
-            return reply({"data": [self._add(run_id, kind) for kind in kinds]}, 202)
+            return self._take(
+                run_id, [(one.pop("kind"), one) for one in sent(request)["operations"]]
+            )
         if path.endswith("_async"):
-            return reply(self._add(run_id, path.rsplit("/", 1)[1].removesuffix("_async")), 202)
+            return self._take(
+                run_id, [(path.rsplit("/", 1)[1].removesuffix("_async"), sent(request))]
+            )
         return reply({**RUN, "run_id": run_id})
+
+    def _take(self, run_id: str, operations: list[tuple[str, dict[str, Any]]]) -> httpx2.Response:
+        """All of a request's operations, or none."""
+        self.open.wait(10)
+        for kind, body in operations:
+            if (refusal := self.refuses(kind, body)) is not None:
+                return refusal
+        self.bodies += operations
+        taken = [self._add(run_id, kind) for kind, _ in operations]
+        return reply(taken[0] if len(taken) == 1 else {"data": taken}, 202)
+
+    def answer_with(self, *results: Mapping[str, Any]) -> None:
+        """End the next operations well, with these results."""
+        pending = [one for one in self.futures if one["status"] == "pending"]
+        with self.changed:
+            for future, result in zip(pending, results, strict=False):
+                own = {"seq": future["seq"], "timings": TIMINGS, **result}
+                future.update(status="completed", error=None, result=own)
+            self.changed.notify_all()
 
     def finish(self, count: int = 1, **error: Any) -> None:
         """End the next operations in their order, well or with `error`."""
@@ -121,9 +156,18 @@ class Journal:
         self.futures.append({**future, "status": "pending", "result": None, "error": None})
         return self.futures[-1]
 
+    def _cancelled(self, name: str) -> httpx2.Response:
+        index = next(i for i, one in enumerate(self.futures) if one["future_id"] == name)
+        if self.futures[index]["status"] != "pending":
+            return refusal(409, "already_finished")
+        self.cancel(index)
+        return reply(self.futures[index])
+
     def _futures(self, request: httpx2.Request) -> httpx2.Response:
         query: Mapping[str, str] = request.url.params
         one = request.url.path.removeprefix("/futures").strip("/")
+        if request.method == "DELETE":
+            return self._cancelled(one)
         ids = [one] if one else query["ids"].split(",")
         found = [future for name in ids for future in self.futures if future["future_id"] == name]
         if len(found) < len(ids):
@@ -131,8 +175,9 @@ class Journal:
         if float(query.get("wait", 0)):
             self.polls.append(ids)
         with self.changed:
+            enough = all if query.get("until") == "all" else any
             self.changed.wait_for(
-                lambda: any(future["status"] != "pending" for future in found),
+                lambda: enough(future["status"] != "pending" for future in found),
                 float(query.get("wait", 0)),
             )
             return reply(dict(found[0]) if one else {"data": [dict(future) for future in found]})
