@@ -21,7 +21,7 @@ SOURCES := $(PACKAGES) client_lib/rewardsignal
 export HF_HUB_OFFLINE ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sdk bench-sharing gpu-check docs-errors docs-losses docs-reference clean
+.PHONY: help setup model demo unit test chaos check format bench bench-storm bench-engine bench-sample bench-sdk bench-sharing bench-tinker cookbook gpu-check docs-errors docs-losses docs-reference clean
 
 ##@ Use it
 help: ## this list
@@ -82,6 +82,14 @@ bench-sdk: setup ## what the SDK adds to a bare HTTP client, pipelined and with 
 
 bench-sharing: setup ## runs that share a worker: time per step, memory per run, delay beside large batches
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.bench.sharing
+
+bench-tinker: setup ## the official Tinker SDK as the client: latencies and throughput as JSON
+	@$(PYTHON) -m tests.bench.tinker
+
+cookbook: setup model ## four recipes of tinker-cookbook, unmodified and offline, each of which must learn; minutes
+	@test -x .cookbook/bin/python || { echo "make cookbook: installing tinker-cookbook into .cookbook (some 400 MB)"; \
+		$(PYTHON) -m venv .cookbook && .cookbook/bin/pip install -q "tinker-cookbook[math-rl]==0.5.8" tinker==0.38.0; }
+	@$(PYTHON) -m tests.bench.cookbook
 
 gpu-check: setup ## numbers and speed on a GPU against transformers + peft, 1B and 8B shapes
 	@$(PYTHON) -m tests.bench.gpu

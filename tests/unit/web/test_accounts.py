@@ -132,5 +132,8 @@ def test_only_these_paths_answer_without_a_key(client: FlaskClient) -> None:
         if "GET" in (rule.methods or ()) and client.get(rule.rule).status_code != 401
     ]
     assert sorted(open_paths) == [
+        # Each of its addresses is signed, and another's protocol asks whether the process is alive.
+        "/api/v1/external_weights/<run_id>/<artifact>/<int:until>/<mark>/<path:path>",
+        "/api/v1/healthz",
         "/docs", "/docs/<name>", "/docs/start.js", "/health", "/openapi.json", "/ready",
     ]  # fmt: skip
