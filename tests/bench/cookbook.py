@@ -111,7 +111,7 @@ def math_rl(place: Place) -> dict[str, Any]:
     rows = place.recipe(
         "math_rl.train", "math",
         env="arithmetic", model_name="primed/model", groups_per_batch=16, group_size=8,
-        max_tokens=6, max_steps=12, learning_rate=3e-3,
+        max_tokens=14, max_steps=15, learning_rate=5e-3,
     )  # fmt: skip
     seconds = sorted(column(rows, "time/total"))[len(rows) // 2]
     found = moved(column(rows, "env/all/reward/total"), up=True, by=0.02)
@@ -135,9 +135,9 @@ def guess_number(place: Place) -> dict[str, Any]:
     rows = place.recipe(
         "multiplayer_rl.guess_number.train", "guess",
         model_name="primed/model", batch_size=4, group_size=8, max_tokens=10, eval_every=0,
-        save_every=0, max_steps=10, learning_rate=3e-3,
+        save_every=0, max_steps=16, learning_rate=1e-2,
     )  # fmt: skip
-    return moved(column(rows, "env/all/reward/total"), up=True, by=0.2)
+    return moved(column(rows, "env/all/reward/total"), up=True, by=0.1)
 
 
 RUNS: dict[str, Callable[[Place], dict[str, Any]]] = {

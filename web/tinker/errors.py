@@ -18,7 +18,7 @@ from web.middleware import request_id
 
 # While the server cannot answer, a poll is held for so long: the SDK asks again at once.
 HOLD_S = 20.0
-POLLS = ("tinker.retrieve_future", "tinker.retrieve_futures")
+POLL = "tinker.retrieve_future"
 _STABLE = {409: 400, 424: 400, 408: 400}
 
 
@@ -47,7 +47,7 @@ def answer(error: Exception) -> Response:
     if known.code == "internal_error":
         handle(error)  # for the log
     status = status_of(known)
-    if request.endpoint in POLLS and status >= 500:
+    if request.endpoint == POLL and status >= 500:
         end_work()
         time.sleep(HOLD_S)
         status = 429

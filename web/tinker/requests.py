@@ -13,7 +13,7 @@ from schemas.placed import NAME
 from web.errors import validation_error
 from web.parsing import json_body
 
-_ID = validate.Length(1, 300)
+ID = validate.Length(1, 300)
 _SEQ = validate.Range(1, 2**53)
 _TTL = validate.Range(3600, 10 * 366 * 86_400)
 _NAME = validate.And(NAME, validate.Length(1, 80))
@@ -37,14 +37,14 @@ class CreateSession(Request):
     tags = fields.List(fields.String(), load_default=list)
     user_metadata = fields.Dict(load_default=None, allow_none=True)
     sdk_version = fields.String(load_default="", validate=validate.Length(0, 100))
-    project_id = fields.String(load_default=None, allow_none=True, validate=_ID)
-    display_name = fields.String(load_default=None, allow_none=True, validate=_ID)
+    project_id = fields.String(load_default=None, allow_none=True, validate=ID)
+    display_name = fields.String(load_default=None, allow_none=True, validate=ID)
 
 
 class Heartbeat(Request):
     """POST session_heartbeat."""
 
-    session_id = fields.String(required=True, validate=_ID)
+    session_id = fields.String(required=True, validate=ID)
 
 
 class _Reason(Input):
@@ -80,7 +80,7 @@ def _adamw(value: Any) -> None:
 class CreateModel(Request):
     """POST create_model."""
 
-    session_id = fields.String(required=True, validate=_ID)
+    session_id = fields.String(required=True, validate=ID)
     model_seq_id = StrictInteger(required=True, validate=validate.Range(0, 2**31 - 1))
     base_model = fields.String(required=True, validate=validate.Length(1, 200))
     user_metadata = fields.Dict(load_default=None, allow_none=True)
@@ -91,7 +91,7 @@ class CreateModel(Request):
 class ModelRequest(Request):
     """POST get_info."""
 
-    model_id = fields.String(required=True, validate=_ID)
+    model_id = fields.String(required=True, validate=ID)
 
 
 class _Sequenced(ModelRequest):
@@ -164,15 +164,15 @@ class SaveExternal(_Sequenced):
 class LoadWeights(Request):
     """POST load_weights: a new model (`session_id`), or into one that there is (`model_id`)."""
 
-    model_id = fields.String(load_default=None, allow_none=True, validate=_ID)
+    model_id = fields.String(load_default=None, allow_none=True, validate=ID)
     seq_id = StrictInteger(load_default=None, allow_none=True, validate=_SEQ)
-    session_id = fields.String(load_default=None, allow_none=True, validate=_ID)
+    session_id = fields.String(load_default=None, allow_none=True, validate=ID)
     model_seq_id = StrictInteger(
         load_default=None, allow_none=True, validate=validate.Range(0, 2**31 - 1)
     )
     base_model = fields.String(load_default=None, allow_none=True)
     user_metadata = fields.Dict(load_default=None, allow_none=True)
-    path = fields.String(required=True, validate=_ID)
+    path = fields.String(required=True, validate=ID)
     optimizer = StrictBoolean(required=True)
     optimizer_config = OneOf(load_default=None, validate=_adamw)
     weights_access_token = fields.String(load_default=None, allow_none=True)
@@ -189,100 +189,16 @@ class LoadWeights(Request):
             raise ValidationError(message, "session_id")
 
 
-class CreateSampler(Request):
-    """POST create_sampling_session."""
-
-    session_id = fields.String(required=True, validate=_ID)
-    sampling_session_seq_id = StrictInteger(required=True, validate=validate.Range(0, 2**53))
-    base_model = fields.String(load_default=None, allow_none=True, validate=_ID)
-    model_path = fields.String(load_default=None, allow_none=True, validate=_ID)
-
-    @validates_schema
-    def _something(self, data: dict[str, Any], **_: Any) -> None:
-        if data["base_model"] is None and data["model_path"] is None:
-            raise ValidationError("base_model or model_path is needed.", "base_model")
-
-
-class JoinSampler(Request):
-    """POST join_sampling_session."""
-
-    sampling_session_id = fields.String(required=True, validate=_ID)
-
-
-class _Sampling(Input):
-    max_tokens = StrictInteger(
-        load_default=None, allow_none=True, validate=validate.Range(1, 131_072)
-    )
-    seed = StrictInteger(load_default=None, allow_none=True)
-    stop = OneOf(load_default=None, allow_none=True)
-    temperature = FiniteFloat(load_default=1.0, validate=validate.Range(0, 100))
-    top_k = StrictInteger(load_default=-1, validate=validate.Range(-1, 10**6))
-    top_p = FiniteFloat(load_default=1.0, validate=validate.Range(0, 1, min_inclusive=False))
-
-
-class Sample(Request):
-    """POST asample."""
-
-    sampling_session_id = fields.String(required=True, validate=_ID)
-    seq_id = StrictInteger(required=True, validate=validate.Range(0, 2**63 - 1))
-    num_samples = StrictInteger(load_default=1, validate=validate.Range(1, 128))
-    prompt = OneOf(required=True)
-    sampling_params = fields.Nested(_Sampling, required=True)
-    prompt_logprobs = StrictBoolean(load_default=False, allow_none=True)
-    topk_prompt_logprobs = StrictInteger(load_default=0, validate=validate.Range(0, 20))
-    topk_sample_logprobs = StrictInteger(load_default=0, validate=validate.Range(0, 20))
-    prompt_logprobs_last_n = StrictInteger(
-        load_default=None, allow_none=True, validate=validate.Range(min=1)
-    )
-    target_prompt_logprobs = OneOf(load_default=None, allow_none=True)
-    prompt_alt_tokens_k = StrictInteger(load_default=0)
-    record_stability_info = StrictBoolean(load_default=False, allow_none=True)
-    base_model = OneOf(load_default=None, allow_none=True)
-    model_path = OneOf(load_default=None, allow_none=True)
-
-    @validates_schema
-    def _supported(self, data: dict[str, Any], **_: Any) -> None:
-        names = ("target_prompt_logprobs", "prompt_alt_tokens_k", "record_stability_info")
-        for name in names:
-            if data[name]:
-                raise ValidationError("Not supported by this server: leave it out.", name)
-        for name in ("base_model", "model_path"):
-            if data[name] is not None:
-                raise ValidationError("The sampling session says it: leave it out.", name)
-
-
-class Retrieve(Request):
-    """POST retrieve_future, cancel_future."""
-
-    request_id = fields.String(required=True, validate=_ID)
-    allow_metadata_only = StrictBoolean(load_default=False)
-
-
-class _Target(Input):
-    type = fields.String(load_default="sampling_session")
-    sampling_session_id = fields.String(required=True, validate=_ID)
-    cloned_sampler_id = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
-
-
-class RetrieveMany(Request):
-    """POST retrieve_futures."""
-
-    target = fields.Nested(_Target, required=True)
-    prev_cursor = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
-    timeout = FiniteFloat(load_default=None, allow_none=True, validate=validate.Range(0, 60))
-    retrieved_request_ids = fields.List(fields.String(), load_default=list)
-
-
 class WeightsInfo(Request):
     """POST weights_info."""
 
-    tinker_path = fields.String(required=True, validate=_ID)
+    tinker_path = fields.String(required=True, validate=ID)
 
 
 class CopyWeights(Request):
     """POST copy_weights."""
 
-    source_path = fields.String(required=True, validate=_ID)
+    source_path = fields.String(required=True, validate=ID)
     destination_project_id = fields.String(load_default=None, allow_none=True)
     session_id = fields.String(load_default=None, allow_none=True)
     model_seq_id = StrictInteger(load_default=None, allow_none=True)

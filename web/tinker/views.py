@@ -7,7 +7,17 @@ from flask import Blueprint, Response
 from web.answers import json_answer
 from web.context import services, user
 from web.parsing import raw_body
-from web.tinker import errors, futures, models, requests, samplers, sampling, sessions, training
+from web.tinker import (
+    errors,
+    futures,
+    models,
+    requests,
+    sample_requests,
+    samplers,
+    sampling,
+    sessions,
+    training,
+)
 from web.tinker.checkpoints import find
 from web.tinker.requests import read
 
@@ -16,8 +26,13 @@ errors.install(blp)
 
 _CREATE_MODEL, _CREATE_SESSION = requests.CreateModel(), requests.CreateSession()
 _HEARTBEAT, _FINISH, _MODEL = requests.Heartbeat(), requests.Finish(), requests.ModelRequest()
-_LOAD, _SAMPLER, _JOIN = requests.LoadWeights(), requests.CreateSampler(), requests.JoinSampler()
-_SAMPLE, _RETRIEVE, _CONFIG = requests.Sample(), requests.Retrieve(), requests.ClientConfig()
+_LOAD, _SAMPLER, _JOIN = (
+    requests.LoadWeights(),
+    sample_requests.CreateSampler(),
+    sample_requests.JoinSampler(),
+)
+_SAMPLE, _RETRIEVE = sample_requests.Sample(), sample_requests.Retrieve()
+_CONFIG = requests.ClientConfig()
 
 
 @blp.post("/client/config")

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Gradient:
     """Of one call: `loss_sum` in nats, its gradient [P] in the master's dtype with its L2 norm, `metrics` as
-    means and the counts that they are over, and the `plan` that repeats it, as JSON; `scores` [E], where
-    asked for, the log-probability of every entry of every row."""
+    means and the counts that they are over, the `plan` that repeats it, as JSON, and
+    `scores` [E], where asked for, the log-probability of every entry of every row."""
 
     loss_sum: float
     gradient: Tensor
@@ -44,11 +44,11 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Value:
-    """A loss without its gradient: `loss_sum` in nats, `metrics`, and `scores` [E], the log-probability of
-    every entry of every row in nats."""
+    """A loss without its gradient: `loss_sum` in nats, `metrics` as of `Gradient`, and `scores` [E], the
+    log-probability of every entry of every row in nats."""
 
     loss_sum: float
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, float]]
     scores: Tensor
 
 

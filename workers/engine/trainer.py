@@ -99,10 +99,10 @@ class Trainer:
         The result: loss (nats; divided by what the loss is a mean over, for a sum by num_tokens), loss_sum,
         divisor (what loss_sum was divided by), num_tokens (entries of a weight other than 0), grad_norm (L2,
         as it would be applied alone), accumulated_grad_norm (of all `accumulated_calls`, as it would be
-        applied now), metrics (of the loss; means) with the metric_counts that they are over, step, rows
-        (with `logprobs`, as `scoring.scored_rows` makes them; else None), and the `plan` by which it was
-        computed (JSON). `plan` computes by an earlier one, bit for bit as it was; `seq` keys the dropout.
-        Raises SignalError unknown_loss,
+        applied now), metrics (of the loss; means) with the metric_counts that they are over, step, rows (with
+        `logprobs`, as `scoring.scored_rows` makes them; else None), and the `plan` by which it was computed
+        (JSON). `plan` computes by an earlier one, bit for bit as it was; `seq` keys the dropout. Raises
+        SignalError unknown_loss,
         unknown_option, mixed_reductions, no_target_tokens, token_out_of_range, sequence_too_long,
         validation_error, non_finite (with the example's name), out_of_memory.
         """
@@ -183,7 +183,10 @@ class Trainer:
             "loss_sum": found.loss_sum,
             "num_tokens": objective.num_tokens,
             "rows": scored_rows(rows, found.scores),
-            "metrics": {"num_tokens": float(objective.num_tokens), **found.metrics},
+            "metrics": {
+                "num_tokens": float(objective.num_tokens),
+                **{name: value for name, (value, _) in found.metrics.items()},
+            },
         }
 
     def optim_step(self, **overrides: float | None) -> dict[str, Any]:

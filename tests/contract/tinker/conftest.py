@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tinker", reason="the official SDK is not installed (the extra `tinker`)")
-
 from tests.contract.tinker.support import MODEL, STEP, plain, service_of
 from tests.support.stack import RunningStack
 
