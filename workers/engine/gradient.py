@@ -114,9 +114,7 @@ class Call:
         if not math.isfinite(loss):
             text = f"The loss ({loss:g}) is not finite."
             raise SignalError("non_finite", text, param="batch_data")
-        made = objective.metrics([output.metrics])
-        metrics = {name: value for name, (value, _) in made.items()}
-        return Value(loss, metrics, stats.logprobs)
+        return Value(loss, objective.metrics([output.metrics]), stats.logprobs)
 
     def _prepare(self) -> None:
         """What the loss asks for before its own pass."""
