@@ -56,6 +56,7 @@ class AsyncSignalRun(AsyncRunBase):
         loss_fn: str = "causal_lm",
         *,
         accumulate: bool = True,
+        logprobs: bool = False,
         **loss_kwargs: Any,
     ) -> ForwardBackwardResult:
         """Compute a loss and add its gradient to the accumulation.
@@ -64,10 +65,13 @@ class AsyncSignalRun(AsyncRunBase):
         `{"prompt": …, "chosen": …, "rejected": …}`, `{"prompt": …, "responses": […]}` or
         `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes. More than
         the server takes at once are sent in parts and answer as one (`grad_norm` is nan then if something
-        was accumulated before).
+        was accumulated before). With `logprobs` the result's `rows` have the log-probability of every
+        target, before the step.
         """
         return await (
-            await self.forward_backward_async(batch, loss_fn, accumulate=accumulate, **loss_kwargs)
+            await self.forward_backward_async(
+                batch, loss_fn, accumulate=accumulate, logprobs=logprobs, **loss_kwargs
+            )
         )
 
     def forward_backward_async(
@@ -76,10 +80,11 @@ class AsyncSignalRun(AsyncRunBase):
         loss_fn: str = "causal_lm",
         *,
         accumulate: bool = True,
+        logprobs: bool = False,
         **loss_kwargs: Any,
     ) -> Awaitable[APIFuture[ForwardBackwardResult]]:
         """Submit a `forward_backward`."""
-        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs, logprobs)
         return self._put("forward_backward", body)
 
     async def forward_backward_custom(

@@ -13,12 +13,18 @@ Prompts = str | Sequence[str] | Sequence[Sequence[Mapping[str, Any]]] | Sequence
 
 
 def forward_backward(
-    batch: Batch, loss_fn: str, accumulate: bool, loss_kwargs: Mapping[str, Any]
+    batch: Batch,
+    loss_fn: str,
+    accumulate: bool,
+    loss_kwargs: Mapping[str, Any],
+    logprobs: bool = False,
 ) -> dict[str, Any]:
     """The body of forward_backward."""
     body: dict[str, Any] = {"batch_data": list(batch), "loss_fn": loss_fn}
     if not accumulate:
         body["accumulate"] = False
+    if logprobs:
+        body["logprobs"] = True
     if loss_kwargs:
         body["loss_kwargs"] = dict(loss_kwargs)
     return body

@@ -51,10 +51,11 @@ class Pipeline:
         loss_fn: str = "causal_lm",
         *,
         accumulate: bool = True,
+        logprobs: bool = False,
         **loss_kwargs: Any,
     ) -> APIFuture[ForwardBackwardResult]:
         """Add a `forward_backward`."""
-        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs, logprobs)
         return self._add("forward_backward", body)
 
     def forward(

@@ -70,7 +70,10 @@ class Poller:
         self._watchers: dict[APIFuture[Any], list[OnEnd]] = {}
         self._threads = self._idle = 0
         self._ahead = 4
-        self._burst = 1
+        # The last seq that is known to have ended, by run: what is before it is there to be read.
+        self._ended: dict[str, int] = {}
+        # After a poll that waited for several comes one for all that have ended since.
+        self._sweep = False
         self._closed = False
 
     def wait(self, futures: Sequence[APIFuture[Any]], timeout: float | None) -> None:
@@ -214,11 +217,20 @@ class Poller:
         most = min(MAX_FUTURE_IDS, MAX_QUERY // (len(free[0].future_id) + 2))
         batch = free[:most]
         if len(batch) >= DEEP and batch[0].seq is not None:
-            return _Together(batch[: max(min(len(batch) // DEEP, MAX_TOGETHER), self._burst)])
+            if ended := [future for future in batch if self._is_behind(future)]:
+                return ended
+            self._sweep = not self._sweep
+            if not self._sweep:
+                return batch
+            return _Together(batch[: min(len(batch) // DEEP, MAX_TOGETHER)])
         if len(batch) == 1 and (together := self._in_flight(batch[0]) // DEEP):
             count = max(min(together, MAX_TOGETHER), min(self._ahead, most - 1))
             return _Together(batch + self._following(batch, count))
         return batch + self._following(batch, min(self._ahead, most - len(batch)))
+
+    def _is_behind(self, future: APIFuture[Any]) -> bool:
+        """Whether an operation after it is known to have ended: operations end in their order."""
+        return future.seq is not None and future.seq < self._ended.get(future.run_id, 0)
 
     def _in_flight(self, future: APIFuture[Any]) -> int:
         """Unsettled operations behind `future`; no more are counted than make a difference."""
@@ -283,13 +295,13 @@ class Poller:
                         self._errors[future] = end
                 elif end is not None:
                     future.settle(*end)
+                    if future.seq is not None:
+                        last = self._ended.get(future.run_id, 0)
+                        self._ended[future.run_id] = max(last, future.seq)
                     told += self._told([future])
                 elif future in self._waiters:
                     # To the end of the queue: with more futures than a poll takes, all get their turn.
                     self._waiters[future] = self._waiters.pop(future)
-            if isinstance(batch, _Together):
-                # What was there all along is read by the hundred.
-                self._burst = 4 * len(batch) if at_once and len(ended) == len(batch) else 1
             self._tune(riders, at_once or not isinstance(batch, _Together))
             self._changed.notify_all()
         _tell(told)

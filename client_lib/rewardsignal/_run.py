@@ -93,6 +93,7 @@ class SignalRun:
         loss_fn: str = "causal_lm",
         *,
         accumulate: bool = True,
+        logprobs: bool = False,
         **loss_kwargs: Any,
     ) -> ForwardBackwardResult:
         """Compute a loss and add its gradient to the accumulation.
@@ -101,9 +102,10 @@ class SignalRun:
         `{"prompt": …, "chosen": …, "rejected": …}`, `{"prompt": …, "responses": […]}` or
         `{"prompt": …, "response": …, …}`. The server's docs/losses.md says what each loss takes. More than
         the server takes at once are sent in parts and answer as one (`grad_norm` is nan then if something
-        was accumulated before).
+        was accumulated before). With `logprobs` the result's `rows` have the log-probability of every
+        target, before the step.
         """
-        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs, logprobs)
         return self._call(ForwardBackwardResult, "forward_backward", body)
 
     def forward_backward_async(
@@ -112,10 +114,11 @@ class SignalRun:
         loss_fn: str = "causal_lm",
         *,
         accumulate: bool = True,
+        logprobs: bool = False,
         **loss_kwargs: Any,
     ) -> APIFuture[ForwardBackwardResult]:
         """Submit a `forward_backward`."""
-        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs)
+        body = bodies.forward_backward(batch, loss_fn, accumulate, loss_kwargs, logprobs)
         return self._submitter.submit_one("forward_backward", body)
 
     def forward_backward_custom(

@@ -25,13 +25,16 @@ from rewardsignal._schemas import (
     MAX_SAMPLES,
     ForwardBackwardResult,
     ForwardResult,
+    ForwardRow,
     Future,
     SampleResult,
+    ScoredRow,
     Timings,
 )
 from rewardsignal._transport import encode
 
 T = TypeVar("T", bound=Record)
+R = TypeVar("R", ForwardRow, ScoredRow)
 Body = Mapping[str, Any]
 
 # Of one operation's JSON: below what servers take unless they are told to take less.
@@ -248,6 +251,7 @@ def _joined_gradients(
         grad_norm=last.accumulated_grad_norm if alone else math.nan,
         metrics=_joined_metrics(results),
         metric_counts=_summed(result.metric_counts for result in results),
+        rows=None if last.rows is None else _numbered([one.rows or [] for one in results], sizes),
         timings=_joined_timings(results),
     )
 
@@ -266,16 +270,22 @@ def _joined_metrics(results: Sequence[ForwardBackwardResult]) -> dict[str, float
 
 
 def _joined_rows(results: Sequence[ForwardResult], sizes: Sequence[int]) -> ForwardResult:
-    rows, before = [], 0
-    for result, size in zip(results, sizes, strict=True):
-        rows += [dataclasses.replace(row, example=row.example + before) for row in result.rows]
-        before += size
     return dataclasses.replace(
         results[-1],
-        rows=rows,
+        rows=_numbered([result.rows for result in results], sizes),
         metrics=_summed(result.metrics for result in results),
         timings=_joined_timings(results),
     )
+
+
+def _numbered(parts: Sequence[Sequence[R]], sizes: Sequence[int]) -> list[R]:
+    """The rows of all parts; each says of which example of the whole it was made."""
+    rows: list[R] = []
+    before = 0
+    for part, size in zip(parts, sizes, strict=True):
+        rows += [dataclasses.replace(row, example=row.example + before) for row in part]
+        before += size
+    return rows
 
 
 def _joined_samples(results: Sequence[SampleResult], sizes: Sequence[int]) -> SampleResult:

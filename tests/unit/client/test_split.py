@@ -197,6 +197,14 @@ def test_rows_name_their_examples_in_the_whole(journal: Journal, run: rs.SignalR
     assert whole.metrics == {"input_tokens": 10.0}
 
 
+def test_log_probabilities_name_their_examples_too(journal: Journal, run: rs.SignalRun) -> None:
+    future = run.forward_backward_async(texts(130), logprobs=True)
+    rows = [[{"example": example, "logprobs": [-1.0]} for example in range(n)] for n in (128, 2)]
+    made = [gradients(random.Random(3), calls) for calls in (1, 2)]
+    journal.answer_with(*({**one, "rows": own} for one, own in zip(made, rows, strict=True)))
+    assert [row.example for row in future.result(5).rows or []] == list(range(130))
+
+
 def test_samples_are_in_the_order_of_the_prompts(journal: Journal, run: rs.SignalRun) -> None:
     future = run.sample_async(list(map(str, range(130))))
     assert [len(body["prompts"]) for _, body in journal.bodies] == [128, 2]
