@@ -36,8 +36,11 @@ def retrieve(request_id: str) -> Response:
     ref = own_ref(text)
     # A poll has a body, and must not keep others from theirs while it waits.
     end_work()
-    with services().long_poll():
-        entry = futures().wait(ref, services().settings.max_poll_s)
+    entry = futures().entry(ref)
+    if not entry.finished:
+        # Only who waits needs a place for it: hundreds of results that are there are read at once.
+        with services().long_poll():
+            entry = futures().wait(ref, services().settings.max_poll_s)
     if not entry.finished:
         return _pending(request_id, entry)
     return _finished(entry, int(last_n) if last_n.isdigit() else None)

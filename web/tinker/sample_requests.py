@@ -77,3 +77,20 @@ class Retrieve(Request):
 
     request_id = fields.String(required=True, validate=ID)
     allow_metadata_only = StrictBoolean(load_default=False)
+
+
+class _Target(Input):
+    type = fields.String(
+        load_default="sampling_session", validate=validate.Equal("sampling_session")
+    )
+    sampling_session_id = fields.String(required=True, validate=ID)
+    cloned_sampler_id = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
+
+
+class RetrieveMany(Request):
+    """POST retrieve_futures. Results are kept until their time is over, whether they were read or not."""
+
+    target = fields.Nested(_Target, required=True)
+    prev_cursor = StrictInteger(load_default=0, validate=validate.Range(0, 2**53))
+    timeout = FiniteFloat(load_default=None, allow_none=True, validate=validate.Range(0, 3600))
+    retrieved_request_ids = fields.List(fields.String(validate=ID), load_default=list)

@@ -9,7 +9,7 @@ from schemas.errors import SignalError
 from schemas.sampling import SampleRequest
 from web.operations.answering import append, target_of
 from web.operations.compile import Compiled, Target, compile_sample, digest
-from web.tinker import samplers
+from web.tinker import completions, samplers
 from web.tinker.datums import unsupported_chunk
 from web.tinker.lane import future
 from web.tinker.requests import load
@@ -39,6 +39,7 @@ def submit(request: Mapping[str, Any]) -> dict[str, Any]:
     found = future(target, appended)
     if request["prompt_logprobs_last_n"] is not None:
         found["request_id"] += f"{LAST_N}{request['prompt_logprobs_last_n']}"
+    completions.note(sampler, seq, found["request_id"])
     ids = [f"{sampler.sampler_id}:{seq}:{copy}" for copy in range(request["num_samples"])]
     return {**found, "sample_sequence_ids": ids}
 

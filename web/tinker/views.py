@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from web.admission import end_work
 from web.answers import json_answer
 from web.context import services, user
 from web.parsing import raw_body
 from web.tinker import (
+    completions,
     errors,
     futures,
     models,
@@ -32,6 +34,7 @@ _LOAD, _SAMPLER, _JOIN = (
     sample_requests.JoinSampler(),
 )
 _SAMPLE, _RETRIEVE = sample_requests.Sample(), sample_requests.Retrieve()
+_RETRIEVE_MANY = sample_requests.RetrieveMany()
 _CONFIG = requests.ClientConfig()
 
 
@@ -45,7 +48,7 @@ def client_config() -> Response:
         "parallel_fwdbwd_chunks": True,
         "proto_compress_fwdbwd": False,
         "sample_max_concurrent_requests": most,
-        "sample_use_retrieve_futures": False,
+        "sample_use_retrieve_futures": True,
         "sample_join_sampling_session": True,
         "custom_loss_server_side": False,
     }
@@ -199,6 +202,15 @@ def asample() -> Response:
 def retrieve_future() -> Response:
     """The result of a request, waited for."""
     return futures.retrieve(read(_RETRIEVE)["request_id"])
+
+
+@blp.post("/retrieve_futures")
+def retrieve_futures() -> Response:
+    """Which of a sampling client's requests have ended, waited for together."""
+    request = read(_RETRIEVE_MANY)
+    # A poll has a body, and must not keep others from theirs while it waits.
+    end_work()
+    return json_answer(completions.wait(request))
 
 
 @blp.post("/cancel_future")

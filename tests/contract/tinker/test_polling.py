@@ -1,0 +1,172 @@
+"""Many samples waited for in one request: each is told of once, and again when an answer was lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+import tinker
+
+from tests.contract.tinker.support import IDS, PROMPT, key_of, params
+from tests.contract.tinker.wire import Wire
+from tests.support.stack import RunningStack
+
+LONG = {"max_tokens": 2000, "stop": []}
+COPY = 1_000_000_000
+
+
+@pytest.fixture
+def wire(stack: RunningStack) -> Iterator[Wire]:
+    made = Wire(stack)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sampler(wire: Wire) -> str:
+    return str(
+        wire.ok(
+            "create_sampling_session",
+            session_id=wire.session,
+            sampling_session_seq_id=0,
+            base_model="tiny",
+        )["sampling_session_id"]
+    )
+
+
+def sampled(wire: Wire, sampler: str, seq: int, copies: int = 1, **fields: Any) -> str:
+    """A sample's request id."""
+    return str(
+        wire.ok(
+            "asample",
+            sampling_session_id=sampler,
+            seq_id=seq,
+            prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
+            sampling_params={"max_tokens": 2, **fields},
+            num_samples=copies,
+        )["request_id"]
+    )
+
+
+def polled(wire: Wire, sampler: str, cursor: int = 0, copy: int = 0, **more: Any) -> Any:
+    target = {
+        "type": "sampling_session",
+        "sampling_session_id": sampler,
+        "cloned_sampler_id": copy,
+    }
+    return wire.ok("retrieve_futures", target=target, prev_cursor=cursor, **more)
+
+
+def all_of(wire: Wire, sampler: str, count: int, cursor: int = 0) -> tuple[dict[str, str], int]:
+    """State by request id, of the next `count` that end, and the cursor behind them."""
+    found: dict[str, str] = {}
+    while len(found) < count:
+        answer = polled(wire, sampler, cursor)
+        cursor = answer["cursor"]
+        fresh = {one["request_id"]: one["state"] for one in answer["completions"]}
+        assert not fresh.keys() & found.keys()
+        found |= fresh
+    return found, cursor
+
+
+def test_the_sdk_waits_for_all_samples_together(service: Any, model: Any) -> None:
+    sampler = model.save_weights_and_get_sampling_client().result()
+    futures = [sampler.sample(PROMPT, 1, params(seed=seed)) for seed in range(40)]
+    found = [tuple(future.result(timeout=60).sequences[0].tokens) for future in futures]
+    assert sampler._futures_poller is not None
+    # Each future has its own result: the same that it has alone.
+    assert len(set(found)) > 20
+    for seed in (0, 39):
+        alone = sampler.sample(PROMPT, 1, params(seed=seed)).result(timeout=60).sequences[0].tokens
+        assert tuple(alone) == found[seed]
+
+
+def test_copies_of_a_client_are_told_of_their_own(stack: RunningStack, model: Any) -> None:
+    first = model.save_weights_and_get_sampling_client().result()
+    handle, key = first.get_sampler_handle(), key_of(stack.api_key)
+    copies = [tinker.SamplingClient.from_sampler_handle(handle, api_key=key) for _ in range(2)]
+    futures = [
+        [one.sample(PROMPT, 1, params(seed=seed)) for seed in range(8)] for one in (first, *copies)
+    ]
+    rows = [[tuple(f.result(timeout=60).sequences[0].tokens) for f in row] for row in futures]
+    assert rows[0] == rows[1] == rows[2]
+    assert len({one._cloned_sampler_id for one in (first, *copies)}) == 3
+
+
+def test_each_is_told_of_once_and_again_when_the_answer_was_lost(wire: Wire, sampler: str) -> None:
+    ids = {sampled(wire, sampler, seq) for seq in range(5)}
+    found, cursor = all_of(wire, sampler, 5)
+    assert found == dict.fromkeys(ids, "finished")
+    # As if every answer had been lost: all once more. What the client has seen is forgotten.
+    again = polled(wire, sampler, 0, timeout=0)
+    assert {one["request_id"] for one in again["completions"]} <= ids
+    assert again["cursor"] == cursor
+    assert polled(wire, sampler, cursor, timeout=0) == {"completions": [], "cursor": cursor}
+    later = sampled(wire, sampler, 5)
+    assert all_of(wire, sampler, 1, cursor)[0] == {later: "finished"}
+    # Results are kept, whatever was said of them.
+    polled(wire, sampler, cursor, timeout=0, retrieved_request_ids=sorted(ids))
+    for one in ids:
+        assert wire.result({"request_id": one}).headers["Content-Type"].endswith("protobuf")
+
+
+def test_a_poll_hears_of_what_is_sent_while_it_is_held(
+    stack: RunningStack, wire: Wire, sampler: str
+) -> None:
+    long = sampled(wire, sampler, 0, 64, **LONG)
+    with ThreadPoolExecutor(1) as pool:
+        other = Wire(stack)
+        held = pool.submit(polled, other, sampler)
+        time.sleep(0.5)
+        assert not held.done()
+        short = sampled(wire, sampler, 1)
+        (one,) = held.result()["completions"]
+        other.close()
+    assert one == {"state": "finished", "request_id": short}
+    wire.ok("cancel_future", request_id=long)
+
+
+def test_what_is_cancelled_ends_as_failed(wire: Wire, sampler: str) -> None:
+    long = sampled(wire, sampler, 0, 64, **LONG)
+    begun = time.monotonic()
+    held = polled(wire, sampler, timeout=0.5)
+    assert held["completions"] == [] and time.monotonic() - begun > 0.4
+    wire.ok("cancel_future", request_id=long)
+    found, _ = all_of(wire, sampler, 1, held["cursor"])
+    assert found == {long: "failed"}
+    assert wire.result({"request_id": long}).json()["code"] == "cancelled"
+
+
+def test_copies_are_told_apart_by_the_numbers_of_their_requests(wire: Wire, sampler: str) -> None:
+    first, second = sampled(wire, sampler, 0), sampled(wire, sampler, 3 * COPY)
+    for copy, expected in ((0, first), (3, second)):
+        (one,) = polled(wire, sampler, copy=copy)["completions"]
+        assert one == {"state": "finished", "request_id": expected}
+
+
+def stable(answer: httpx2.Response, status: int) -> None:
+    assert answer.status_code == status and answer.json()["detail"], answer.text
+
+
+def test_wrong_polls_are_refused(stack: RunningStack, wire: Wire, sampler: str) -> None:
+    def post(**changes: Any) -> httpx2.Response:
+        target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
+        return wire.post("retrieve_futures", **{"target": target, "prev_cursor": 0, **changes})
+
+    # What the server knows nothing of must not be waited for.
+    stable(post(), 410)
+    sampled(wire, sampler, 0)
+    stable(post(prev_cursor=99), 410)
+    stable(post(prev_cursor=-1), 422)
+    stable(post(timeout=-1), 422)
+    stable(post(target={}), 422)
+    stable(post(target={"type": "model", "sampling_session_id": sampler}), 422)
+    stable(post(target={"sampling_session_id": "ses_0:sample:0"}), 404)
+    other = Wire(stack, stack.new_user("polls"))
+    target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
+    stable(other.post("retrieve_futures", target=target, prev_cursor=0), 404)
+    other.close()
