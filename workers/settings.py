@@ -49,6 +49,7 @@ class Settings:
     hang_s: float = 600.0
     idle_pause_s: float = 1_800.0
     client_gone_s: float = 300.0
+    outage_hold_s: float = 20.0
     snapshot_share: float = 0.02
     snapshot_max_operations: int = 1_000
     snapshot_max_bytes: int = 64 * MIB
@@ -89,6 +90,7 @@ class Settings:
             hang_s=_number(env, "SIGNAL_HANG", 600.0),
             idle_pause_s=_number(env, "SIGNAL_IDLE_PAUSE", 1_800.0),
             client_gone_s=_number(env, "SIGNAL_CLIENT_GONE", 300.0),
+            outage_hold_s=_number(env, "SIGNAL_OUTAGE_HOLD", 20.0, at_most=25.0),
             snapshot_share=_number(env, "SIGNAL_SNAPSHOT_SHARE", 0.02, at_most=1.0),
             snapshot_max_operations=int(_number(env, "SIGNAL_SNAPSHOT_OPERATIONS", 1_000)),
             snapshot_max_bytes=int(_number(env, "SIGNAL_SNAPSHOT_MB", 64) * MIB),

@@ -13,11 +13,10 @@ from flask import Blueprint, Response, request
 from schemas.errors import SignalError
 from web.admission import end_work
 from web.answers import json_answer
+from web.context import services
 from web.errors import as_signal_error, extra_headers, handle
 from web.middleware import request_id
 
-# While the server cannot answer, a poll is held for so long: the SDK asks again at once.
-HOLD_S = 20.0
 POLL = "tinker.retrieve_future"
 _STABLE = {409: 400, 424: 400, 408: 400}
 
@@ -48,8 +47,9 @@ def answer(error: Exception) -> Response:
         handle(error)  # for the log
     status = status_of(known)
     if request.endpoint == POLL and status >= 500:
+        # After a 5xx the SDK asks again at once, and after a 429 it waits by itself.
         end_work()
-        time.sleep(HOLD_S)
+        time.sleep(services().settings.outage_hold_s)
         status = 429
     headers = extra_headers(error)
     if known.retry_after_s is not None:

@@ -1,0 +1,96 @@
+"""Redis is away: a poll is held and then answered 429, never 5xx; when it is back the SDK goes on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.tinker.support import MODEL, PROMPT, STEP, params, plain, service_of
+from tests.contract.tinker.wire import Wire
+from tests.support import stack as stacks
+from tests.support.inside import Inside
+from tests.support.stack import RunningStack
+from workers.settings import Settings
+
+HOLD_S = 2.0
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[RunningStack]:
+    """A stack of its own, which holds polls for two seconds when it cannot answer."""
+    data_dir = tmp_path_factory.mktemp("outage") / "data"
+    options = ("--model", f"{MODEL}={tiny_model}", "--devices", "cpu:1x1")
+    yield stacks.up(data_dir, *options, env={"SIGNAL_OUTAGE_HOLD": str(HOLD_S)})
+    stacks.down(data_dir)
+
+
+@contextmanager
+def silent(stack: RunningStack) -> Iterator[None]:
+    """Redis stands still: connections stay open and nothing answers."""
+    with Inside(stack) as inside:
+        redis = inside.service("redis")
+    redis.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis.signal(signal.SIGCONT)
+
+
+def test_a_poll_is_held_and_answered_429(stack: RunningStack) -> None:
+    assert Settings.outage_hold_s == 20.0
+    wire = Wire(stack)
+    model = wire.model()
+    first = wire.loss(model, 1)
+    wire.result(first)
+    request_id = first.json()["request_id"]
+    with silent(stack), ThreadPoolExecutor(4) as pool:
+        begun = time.monotonic()
+        polls = [pool.submit(wire.post, "retrieve_future", request_id=request_id) for _ in range(4)]
+        answers = [poll.result() for poll in polls]
+        seconds = time.monotonic() - begun
+    assert {answer.status_code for answer in answers} == {429}
+    assert {answer.json()["code"] for answer in answers} == {"unavailable"}
+    # Redis itself is given a few seconds first.
+    assert HOLD_S <= seconds < HOLD_S + 14
+    assert wire.number(first) > 0
+    wire.close()
+
+
+def trained(model: Any, during: Any = None) -> list[float]:
+    """The losses of a loop; `during()` is called in its middle."""
+    losses = []
+    for number in range(STEPS):
+        losses.append(model.forward_backward([plain()], "cross_entropy"))
+        model.optim_step(STEP)
+        if during is not None and number == STEPS // 2:
+            during()
+    return [future.result(timeout=90).metrics["loss:sum"] for future in losses]
+
+
+def test_the_sdk_goes_on_when_redis_is_back(stack: RunningStack) -> None:
+    service = service_of(stack)
+    quiet, other = (
+        service.create_lora_training_client(base_model=MODEL, rank=4, seed=3).result()
+        for _ in range(2)
+    )
+    expected = trained(quiet)
+    sampler = quiet.save_weights_and_get_sampling_client().result()
+    before = sampler.sample(PROMPT, 1, params()).result().sequences[0].tokens
+    pending: list[Any] = []
+
+    def away() -> None:
+        with silent(stack):
+            pending.append(sampler.sample(PROMPT, 1, params()))
+            time.sleep(8)
+
+    assert trained(other, away) == expected
+    assert list(pending[0].result(timeout=90).sequences[0].tokens) == list(before)
+    service.close("success").result()
