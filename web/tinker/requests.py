@@ -12,6 +12,7 @@ from schemas.fields import FiniteFloat, Input, OneOf, StrictBoolean, StrictInteg
 from schemas.placed import NAME
 from web.errors import validation_error
 from web.parsing import json_body
+from web.tinker import encryption
 
 ID = validate.Length(1, 300)
 _SEQ = validate.Range(1, 2**53)
@@ -152,13 +153,7 @@ class SaveExternal(_Sequenced):
 
     path = fields.String(required=True, validate=_NAME)
     ttl_seconds = StrictInteger(load_default=None, allow_none=True, validate=_TTL)
-    age_encryption_recipients = OneOf(load_default=None, allow_none=True)
-
-    @validates_schema
-    def _not_encrypted(self, data: dict[str, Any], **_: Any) -> None:
-        if data["age_encryption_recipients"]:
-            message = "Encrypted exports are not supported."
-            raise ValidationError(message, "age_encryption_recipients")
+    age_encryption_recipients = encryption.field()
 
 
 class LoadWeights(Request):

@@ -13,7 +13,7 @@ from flask import Response
 from schemas.errors import SignalError
 from web.history.saved import check_fits
 from web.operations.compile import Compiled, Target, check_answer
-from web.tinker import checkpoints, models, samplers
+from web.tinker import checkpoints, encryption, models, samplers
 from web.tinker.datums import ForwardBackward, datums_of, read_request
 from web.tinker.lane import submit
 from web.tinker.losses import Limits, options_of, rows_of, rule_of
@@ -83,7 +83,8 @@ def save_external(body: Mapping[str, Any]) -> Response:
         request = load(_SAVE_EXTERNAL, body)
         name = request["path"]
         _check_free(request["model_id"], EXTERNAL, name, request["seq_id"])
-        return _save(target, request, EXTERNAL, name, "adapter")
+        about = encryption.noted(request[encryption.FIELD])
+        return _save(target, {**request, "user_metadata": about}, EXTERNAL, name, "adapter")
 
     return _in_lane(body, "save_state", compiled)
 
