@@ -23,6 +23,9 @@ from workers.queue import keys
 COPY = 1_000_000_000
 # Samples are begun in the order of arrival, so those behind so many that wait have not ended.
 _LOOKED_AT = 1024
+# The SDK reads results of so many bytes at once. By the size that is said of each, which few results have, it
+# reads 64 at once, and not the hundreds that may end together.
+READ_BYTES, _SAID_BYTES = 64 * 1024 * 1024, 1024 * 1024
 # After a wake that is not for this poll: others' operations end on the same run.
 _PAUSE_S = 0.005
 
@@ -66,7 +69,7 @@ class Seen:
     """What a look has found."""
 
     cursor: int
-    ended: list[dict[str, str]]
+    ended: list[dict[str, Any]]
 
 
 def note(sampler: SamplerRow, seq_id: int, request_id: str) -> None:
@@ -117,8 +120,14 @@ def _look(sampler: SamplerRow, name: str, seen_to: int) -> Seen | None:
     if not found:
         return None
     cursor, *ended = (one.decode() for one in found)
-    pairs = (one.split(" ", 1) for one in ended)
-    return Seen(int(cursor), [{"state": state, "request_id": where} for state, where in pairs])
+    return Seen(int(cursor), [_completion(*one.split(" ", 1)) for one in ended])
+
+
+def _completion(state: str, request_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"state": state, "request_id": request_id}
+    if state == "finished":
+        found["response_payload_uncompressed_size"] = _SAID_BYTES
+    return found
 
 
 def _name(sampler: SamplerRow, copy: int) -> str:

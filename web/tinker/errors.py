@@ -19,12 +19,14 @@ from web.middleware import request_id
 
 POLL = "tinker.retrieve_future"
 _STABLE = {409: 400, 424: 400, 408: 400}
+# What tells the SDK to send less at once, and how it is told so.
+_BACKPRESSURE = {"overloaded": 429}
 
 
 def status_of(error: SignalError) -> int:
     """The HTTP status of an error in this protocol."""
     if error.row.retryable:
-        return error.status
+        return _BACKPRESSURE.get(error.code, error.status)
     return _STABLE.get(error.status, error.status)
 
 
@@ -43,7 +45,7 @@ def install(blueprint: Blueprint) -> None:
 def answer(error: Exception) -> Response:
     """The answer to a request that failed."""
     known = as_signal_error(error)
-    if known.code == "internal_error":
+    if known.status >= 500:
         handle(error)  # for the log
     status = status_of(known)
     if request.endpoint == POLL and status >= 500:

@@ -34,11 +34,11 @@ def retrieve(request_id: str) -> Response:
             return json_answer(_made(prefix, request_id.removeprefix(prefix)))
     text, _, last_n = request_id.partition(LAST_N)
     ref = own_ref(text)
-    # A poll has a body, and must not keep others from theirs while it waits.
+    # A poll has a body, and must not keep others from theirs while it waits, nor while Redis is away.
     end_work()
     entry = futures().entry(ref)
     if not entry.finished:
-        # Only who waits needs a place for it: hundreds of results that are there are read at once.
+        # Only who waits needs a place for it: hundreds of results that are there may be read at once.
         with services().long_poll():
             entry = futures().wait(ref, services().settings.max_poll_s)
     if not entry.finished:

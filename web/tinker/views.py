@@ -40,7 +40,7 @@ _CONFIG = requests.ClientConfig()
 
 @blp.post("/client/config")
 def client_config() -> Response:
-    """What the SDK is to keep to: no more polls than the threads that hold them."""
+    """What the SDK is to keep to: no more polls, and results read at once, than the threads hold."""
     read(_CONFIG)
     most = max(8, services().settings.max_waits // 2)
     flags = {
@@ -49,6 +49,7 @@ def client_config() -> Response:
         "proto_compress_fwdbwd": False,
         "sample_max_concurrent_requests": most,
         "sample_use_retrieve_futures": True,
+        "inflight_response_bytes_semaphore_size": completions.READ_BYTES,
         "sample_join_sampling_session": True,
         "custom_loss_server_side": False,
     }

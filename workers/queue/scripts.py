@@ -47,6 +47,8 @@ class Held(Exception):
     """The run is held (paused, rolled back, or rebuilt to other numbers): nothing is taken."""
 
 
+# Of one process: more than a web process has threads. At its own 100, redis-py fails a burst as an outage.
+_MAX_CONNECTIONS = 1024
 _REFUSALS = {b"fenced": Fenced, b"closed": Closed, b"missing": Missing, b"held": Held}
 
 
@@ -59,6 +61,7 @@ def connect(url: str, *, timeout_s: float = 5.0) -> Redis:
         socket_connect_timeout=2.0,
         retry=retry,
         health_check_interval=30,
+        max_connections=_MAX_CONNECTIONS,
     )
 
 

@@ -1,4 +1,7 @@
-"""Redis is away: a poll is held and then answered 429, never 5xx; when it is back the SDK goes on."""
+"""Redis is away: a poll is held and then answered 429, never 5xx; when it is back the SDK goes on.
+
+And polls that are more than a process holds are answered 429, those of retrieve_futures too.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
-from tests.contract.tinker.support import MODEL, PROMPT, STEP, params, plain, service_of
+from tests.contract.tinker.support import IDS, MODEL, PROMPT, STEP, params, plain, service_of
 from tests.contract.tinker.wire import Wire
 from tests.support import stack as stacks
 from tests.support.inside import Inside
 from tests.support.stack import RunningStack
 from workers.settings import Settings
 
-HOLD_S = 2.0
+HOLD_S, WAITS = 2.0, 30
+ENVIRONMENT = {
+    "SIGNAL_OUTAGE_HOLD": str(HOLD_S),
+    "SIGNAL_MAX_WAITS": str(WAITS),
+    "SIGNAL_WEB_WORKERS": "1",
+}
 STEPS = 8
 
 
@@ -28,7 +37,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     """A stack of its own, which holds polls for two seconds when it cannot answer."""
     data_dir = tmp_path_factory.mktemp("outage") / "data"
     options = ("--model", f"{MODEL}={tiny_model}", "--devices", "cpu:1x1")
-    yield stacks.up(data_dir, *options, env={"SIGNAL_OUTAGE_HOLD": str(HOLD_S)})
+    yield stacks.up(data_dir, *options, env=ENVIRONMENT)
     stacks.down(data_dir)
 
 
@@ -61,6 +70,34 @@ def test_a_poll_is_held_and_answered_429(stack: RunningStack) -> None:
     # Redis itself is given a few seconds first.
     assert HOLD_S <= seconds < HOLD_S + 14
     assert wire.number(first) > 0
+    wire.close()
+
+
+def test_polls_for_many_samples_are_bounded_as_others_are(stack: RunningStack) -> None:
+    wire = Wire(stack)
+    session = {"session_id": wire.session, "sampling_session_seq_id": 0, "base_model": MODEL}
+    sampler = wire.ok("create_sampling_session", **session)["sampling_session_id"]
+    long = wire.ok(
+        "asample",
+        sampling_session_id=sampler,
+        seq_id=0,
+        prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
+        sampling_params={"max_tokens": 2000, "stop": []},
+        num_samples=64,
+    )["request_id"]
+    target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
+    many = WAITS + 8
+    with ThreadPoolExecutor(many) as pool:
+
+        def poll(_: int) -> httpx2.Response:
+            return wire.post("retrieve_futures", target=target, prev_cursor=0, timeout=4)
+
+        answers = list(pool.map(poll, range(many)))
+    wire.ok("cancel_future", request_id=long)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert len(refused) == many - WAITS
+    assert {answer.json()["code"] for answer in refused} == {"too_many_waits"}
     wire.close()
 
 
