@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, g, request
 
 from schemas.errors import SignalError
 from web.admission import end_work
@@ -39,7 +39,20 @@ def body_of(error: SignalError) -> dict[str, Any]:
 
 def install(blueprint: Blueprint) -> None:
     """Answer every failure of this blueprint's requests so."""
+    blueprint.before_request(_begin)
     blueprint.register_error_handler(Exception, answer)
+
+
+def _begin() -> None:
+    g.began_at = time.monotonic()
+
+
+def _hold() -> None:
+    """Until the poll is as old as it is to be: what it asked first has taken its time to time out."""
+    now = time.monotonic()
+    # A request whose key could not be looked up never came to the blueprint.
+    age = now - g.get("began_at", now)
+    time.sleep(max(0.0, services().settings.outage_hold_s - age))
 
 
 def answer(error: Exception) -> Response:
@@ -51,7 +64,7 @@ def answer(error: Exception) -> Response:
     if request.endpoint == POLL and status >= 500:
         # After a 5xx the SDK asks again at once, and after a 429 it waits by itself.
         end_work()
-        time.sleep(services().settings.outage_hold_s)
+        _hold()
         status = 429
     headers = extra_headers(error)
     if known.retry_after_s is not None:
