@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal as signals
 import subprocess
 from collections.abc import Callable, Iterator
@@ -404,8 +405,7 @@ def test_chat(signal: Signal, env: dict[str, str], run: rs.SignalRun, tmp_path: 
         # At the prompt, Ctrl-C gives up what was typed.
         screen.type("half")
         screen.expect("half")
-        screen.type(CTRL_C)
-        screen.expect("\n> ")
+        screen.press_until(CTRL_C, "\n> ")
         screen.type(CTRL_D)
         assert screen.end() == 0
 
@@ -456,7 +456,7 @@ def test_completion(signal: Signal, shell: str) -> None:
 
 def test_bash_completes_run_ids(env: dict[str, str], run: rs.SignalRun) -> None:
     script = (
-        f'eval "$({stacks.SIGNAL} completion bash)"; COMP_WORDS=(signal runs show run_); '
+        f'eval "$({shlex.quote(stacks.SIGNAL)} completion bash)"; COMP_WORDS=(signal runs show run_); '
         'COMP_CWORD=3; _signal_completion signal; echo "${COMPREPLY[@]}"'
     )
     path = f"{Path(stacks.SIGNAL).parent}{os.pathsep}{os.environ['PATH']}"

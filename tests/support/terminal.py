@@ -58,6 +58,17 @@ class Terminal:
         """As from the keyboard."""
         os.write(self._file, text.encode())
 
+    def press_until(self, key: str, text: str) -> None:
+        """Press `key` until `text` is shown: Python's readline can miss a Ctrl-C until the next key."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.shown.find(text, self._read) < 0:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.shown!r}"
+            self.type(key)
+            again = time.monotonic() + 2.0
+            while self.shown.find(text, self._read) < 0 and time.monotonic() < again:
+                assert self._more(), f"ended without {text!r}: {self.shown!r}"
+        self.expect(text)
+
     def end(self) -> int:
         """Wait until the command ends; its exit code."""
         deadline = time.monotonic() + TIMEOUT_S
