@@ -103,12 +103,14 @@ def wait(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _held(sampler: SamplerRow, name: str, seen_to: int, seconds: float) -> Seen | None:
-    s, deadline = services(), time.monotonic() + seconds
+    s, deadline, woken = services(), time.monotonic() + seconds, False
     with s.long_poll(), s.hub.watch(sampler.run_id) as event:
         while (found := _look(sampler, name, seen_to)) is not None and not found.ended:
+            if woken:
+                time.sleep(_PAUSE_S)
             if not event.wait(max(0.0, deadline - time.monotonic())):
                 break
-            time.sleep(_PAUSE_S)
+            woken = True
             event.clear()
     return found
 
