@@ -92,6 +92,7 @@ class ForwardBackwardResult(Output):
     )
     rows = fields.List(
         fields.Nested(ScoredRow),
+        required=True,
         allow_none=True,
         metadata={"description": "null unless `logprobs` asked for them."},
     )

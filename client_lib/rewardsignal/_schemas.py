@@ -333,7 +333,6 @@ class ForwardBackwardResult(Record):
         "rows": ScoredRow,
         "timings": Timings,
     }
-    _OPTIONAL: ClassVar[frozenset[str]] = frozenset(("rows",))
 
     seq: int
     step: int
@@ -357,7 +356,7 @@ class ForwardBackwardResult(Record):
     """Of the loss, by the names in docs/losses.md; and input_tokens."""
     metric_counts: dict[str, float]
     """What each metric of the loss is a mean over, so that calls can be added up."""
-    rows: list[ScoredRow] | None = None
+    rows: list[ScoredRow] | None
     """null unless `logprobs` asked for them."""
     timings: Timings
 

@@ -27,6 +27,7 @@ RAW = {
     "accumulated_calls": 1,
     "metrics": {"a": 1.0},
     "metric_counts": {"a": 2.0},
+    "rows": None,
     "timings": {"queued_ms": 1.0, "execute_ms": 2.0, "woken_ms": 0.1},
     "perplexity": 12.2,
 }
