@@ -13,6 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flask import Flask
+
 from web import create_app
 from workers.settings import Settings
 
@@ -31,18 +33,22 @@ refused by name.
 Document = Mapping[str, Any]
 
 
+def application(folder: Path) -> Flask:
+    """The application over an empty folder and a Redis address that is never asked."""
+    settings = Settings(
+        data_dir=folder,
+        redis_url="redis://127.0.0.1:1/0",
+        database_url=f"sqlite:///{folder / 'signal.db'}",
+        secret="never used",
+        models_file=folder / "models.json",
+    )
+    return create_app(settings)
+
+
 def document() -> dict[str, Any]:
     """The OpenAPI document as the code makes it; nothing is started."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        settings = Settings(
-            data_dir=folder,
-            redis_url="redis://127.0.0.1:1/0",
-            database_url=f"sqlite:///{folder / 'signal.db'}",
-            secret="never used",
-            models_file=folder / "models.json",
-        )
-        app = create_app(settings)
+        app = application(Path(name))
         with closing(app.extensions["signal"]):
             made: dict[str, Any] = json.loads(app.extensions["signal-openapi"])
             return made

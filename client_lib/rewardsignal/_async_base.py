@@ -23,9 +23,10 @@ from rewardsignal._pipeline import Pipeline
 from rewardsignal._run import SignalRun
 from rewardsignal._schemas import Run, SampleOptions
 from rewardsignal._stream import SampleStream, StreamToken
-from rewardsignal._submit import Submitter
+from rewardsignal._submit import Submitter, without_kind
 from rewardsignal._threads import DaemonThreads
 from rewardsignal._tokenizer import Tokenizer
+from rewardsignal._transport import CLOSED
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class Hops:
         try:
             return self._calls.submit(function, *args, **kwargs)
         except RuntimeError as error:
-            raise SignalConnectionError("This client is closed.") from error
+            raise SignalConnectionError(CLOSED) from error
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `submit`, and its result."""
@@ -122,7 +123,7 @@ class AsyncRunBase:
 
     def submit(self, operations: Iterable[Any]) -> asyncio.Future[list[APIFuture[Any]]]:
         """Submit several operations in their order: objects of `kind` and the fields of that call."""
-        return asyncio.gather(*(self._put(one["kind"], _without_kind(one)) for one in operations))
+        return asyncio.gather(*(self._put(one["kind"], without_kind(one)) for one in operations))
 
     def pipeline(self, max_operations: int = 64) -> AsyncPipeline:
         """Collects operations and submits them together: `async with run.pipeline() as pipe: …`."""
@@ -205,7 +206,3 @@ class AsyncPipeline:
     ) -> None:
         """Raises what the server refused, when the block ends well."""
         await asyncio.to_thread(self._pipeline.__exit__, kind, error, trace)
-
-
-def _without_kind(operation: Any) -> dict[str, Any]:
-    return {name: value for name, value in operation.items() if name != "kind"}

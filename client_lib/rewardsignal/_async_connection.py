@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
+import httpx2
+
 from rewardsignal import _operations as bodies
 from rewardsignal._async_base import Hops
 from rewardsignal._client import SignalClient
@@ -30,9 +32,17 @@ T = TypeVar("T")
 class AsyncClientBase:
     """A synchronous client and the threads that call it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes what SignalClient takes. Opens no connection."""
-        self._client = SignalClient(*args, **kwargs)
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        transport: httpx2.BaseTransport | None = None,
+        *,
+        retry_for: float = 60.0,
+    ) -> None:
+        """As SignalClient's: opens no connection. Raises AuthenticationError when there is no key."""
+        self._client = SignalClient(api_key, base_url, timeout, transport, retry_for=retry_for)
         self._client._poller.in_loops = True
         self._hops = Hops()
         self._lanes: dict[str, Lane] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from rewardsignal._run import SignalRun
 
 
-class ByRunId:
+class ByRunId(ABC):
     """Each call is that of `client.run(run_id)`, which is found once per id."""
 
     def __init__(self) -> None:
@@ -36,9 +38,9 @@ class ByRunId:
         self._runs: dict[str, SignalRun] = {}
         self._runs_lock = threading.Lock()
 
+    @abstractmethod
     def run(self, run_id: str) -> SignalRun:
         """An existing run, to go on with."""
-        raise NotImplementedError
 
     def forward_backward(
         self,
@@ -110,9 +112,12 @@ class ByRunId:
     ) -> TrainingClient:
         """A training loop over a run.
 
-        `max_retries` is for programs of the first Signal's SDK: here a call is repeated under its
-        idempotency key for as long as the client's `retry_for` says, and nothing takes effect twice.
+        `max_retries` is of the first Signal's SDK and has no effect, which a DeprecationWarning says: a
+        call is repeated under its idempotency key for as long as the client's `retry_for` allows.
         """
+        if max_retries is not None:
+            message = "max_retries has no effect: retry_for of the client bounds repeats."
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
         return self._known(run_id).training(timeout)
 
     def inference(

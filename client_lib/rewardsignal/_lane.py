@@ -22,6 +22,7 @@ from rewardsignal._exceptions import (
 from rewardsignal._futures import APIFuture
 from rewardsignal._split import SplitFuture
 from rewardsignal._submit import Held, Submitter, why
+from rewardsignal._transport import CLOSED
 
 MOST = 64
 # What can be the fault of a neighbour in the same request, which then did nothing at all.
@@ -123,7 +124,7 @@ class Lane:
         with self._lock:
             waiting, self._sending = list(self._queue), False
             self._queue.clear()
-        error = SignalConnectionError("This client is closed.")
+        error = SignalConnectionError(CLOSED)
         _refuse([one for one in waiting if one.placed.set_running_or_notify_cancel()], error)
 
 

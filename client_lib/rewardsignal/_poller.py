@@ -24,7 +24,7 @@ from rewardsignal._exceptions import (
     SignalTimeoutError,
 )
 from rewardsignal._schemas import MAX_FUTURE_IDS
-from rewardsignal._transport import Transport
+from rewardsignal._transport import CLOSED, Transport
 
 if TYPE_CHECKING:
     from rewardsignal._futures import APIFuture
@@ -50,7 +50,6 @@ MAX_TOGETHER = 16
 GATHERED_S = 0.01
 # Servers and proxies take request lines of 8 KB.
 MAX_QUERY = 7000
-CLOSED = "This client is closed."
 
 
 class _Together(list["APIFuture[Any]"]):

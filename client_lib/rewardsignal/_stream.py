@@ -69,7 +69,8 @@ class SampleStream:
     def __iter__(self) -> Iterator[StreamToken]:
         """The tokens, in the order in which they were sampled. Raises OperationFailedError.
 
-        A connection that breaks is no end of the sample: the tokens stop, and `result()` has them all.
+        Where the connection breaks, the tokens stop. To the server that is hanging up, which cancels what
+        has not ended: `result()` is the whole answer or raises OperationCancelledError, never a part.
         """
         try:
             for name, data in self._events:

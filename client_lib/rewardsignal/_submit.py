@@ -55,7 +55,7 @@ class Submitter:
 
     def submit_many(self, operations: Iterable[Mapping[str, Any]]) -> list[APIFuture[Any]]:
         """Submit operations by as few requests as the limits allow."""
-        pairs = [self.hold(str(one.get("kind")), _without_kind(one)) for one in operations]
+        pairs = [self.hold(str(one.get("kind")), without_kind(one)) for one in operations]
         self.send([one for _, held in pairs for one in held])
         return [future for future, _ in pairs]
 
@@ -140,7 +140,8 @@ def _with_kind(kind: str, content: bytes) -> bytes:
     return b'{"kind":"' + kind.encode() + (b'"' if rest == b"}" else b'",') + rest
 
 
-def _without_kind(operation: Mapping[str, Any]) -> dict[str, Any]:
+def without_kind(operation: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a submitted operation's call."""
     return {name: value for name, value in operation.items() if name != "kind"}
 
 

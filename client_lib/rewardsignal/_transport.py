@@ -35,6 +35,7 @@ from rewardsignal._exceptions import (
 )
 from rewardsignal._version import __version__
 
+CLOSED = "This client is closed."
 RETRIED = frozenset((429, 502, 503, 504))
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 # A wrong base URL should say so at once; a server that has answered before is worth waiting for.
@@ -212,7 +213,7 @@ class Transport:
         self, method: str, path: str, body: bytes | None, headers: httpx2.Headers, timeout: float
     ) -> Answer:
         if self._closed.is_set():
-            raise SignalConnectionError("This client is closed.")
+            raise SignalConnectionError(CLOSED)
         request = self._request(method, path, body, headers, timeout)
         with _our_errors(self.base_url):
             response = self._http.send(request)
@@ -337,4 +338,4 @@ def _our_errors(base_url: str) -> Iterator[None]:
         # What httpx2 raises once its client is closed, also by another thread.
         if "closed" not in str(error):
             raise
-        raise SignalConnectionError("This client is closed.") from error
+        raise SignalConnectionError(CLOSED) from error

@@ -11,20 +11,7 @@ from typing import Any, cast
 
 from flask import Flask
 
-from web import create_app
-from workers.settings import Settings
-
-
-def application(folder: Path) -> Flask:
-    """The application over an empty folder and a Redis address that is never asked."""
-    settings = Settings(
-        data_dir=folder,
-        redis_url="redis://127.0.0.1:1/0",
-        database_url=f"sqlite:///{folder / 'signal.db'}",
-        secret="never used",
-        models_file=folder / "models.json",
-    )
-    return create_app(settings)
+from deploy.docs_api import application
 
 
 def make() -> tuple[dict[str, Any], list[tuple[str, str]]]:

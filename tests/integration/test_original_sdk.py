@@ -125,7 +125,9 @@ def test_the_run(run: SignalRun) -> None:
 
 
 def test_the_training_client(client: SignalClient, run: SignalRun) -> None:
-    with client.training(run.run_id, timeout=3600, max_retries=3) as training:
+    with pytest.warns(DeprecationWarning, match="retry_for"):
+        found = client.training(run.run_id, timeout=3600, max_retries=3)
+    with found as training:
         assert isinstance(training, TrainingClient)
         result = training.train_batch(SFT, learning_rate=1e-4)
         assert {"loss", "grad_norm", "step"} <= set(result)

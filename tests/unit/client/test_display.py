@@ -129,7 +129,8 @@ def test_a_plot_draws_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plot_with_matplotlib() -> None:
-    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    import matplotlib
+
     matplotlib.use("Agg")
     axes = series().plot("loss", "reward")
     assert [line.get_label() for line in axes.get_lines()] == ["loss", "reward"]
