@@ -305,3 +305,33 @@ def test_a_coalesced_bell_is_free_again_when_the_samples_have_ended(
         while together.rota.serve(RUN):
             continue
     redis.close()
+
+
+def test_a_sample_that_comes_while_the_worker_listens_is_begun(
+    valkey: Valkey, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody rings for it: the bell is taken as long as the worker listens, and no other message comes."""
+    redis = connect(valkey.url)
+    redis.flushall()
+    settings = settings_for(tmp_path, valkey.url, doorbell="coalesced")
+    journal = Journal(redis, LocalStorage(tmp_path / "store"), settings)
+    journal.open_run(RUN, "user_1")
+    together = Together(journal, tiny_model)
+    together.attach(RUN, 1)
+    listen, found = journal.listen, []
+
+    def comes_meanwhile(run_id: str, seconds: float) -> bool:
+        if not found:
+            appended, _, rings = journal.append(RUN, [sample(1, 5, source="current")])
+            found.append(appended[0].entry)
+            assert not rings
+        return listen(run_id, seconds)
+
+    monkeypatch.setattr(journal, "listen", comes_meanwhile)
+    journal.append(RUN, [batch(1)])
+    while together.rota.serve(RUN):
+        continue
+    (entry,) = journal.entries(RUN, found)
+    assert entry is not None and entry.status == "completed"
+    assert journal.append(RUN, [batch(2)])[2], "the bell is free again"
+    redis.close()

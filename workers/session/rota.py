@@ -95,7 +95,10 @@ class Rota:
             taken = None if turn is None else self._execute(turn)
             self._work_between(alone=taken is None)
             if taken is None and turn in (None, run_id) and not self._must_go_on():
-                return False
+                # A sample may have come while the worker listened: its bell was taken, so nobody rings.
+                self._look_free(now=True)
+                if not self._must_go_on():
+                    return False
             if time.monotonic() > leave_at:
                 return self._goes_on(run_id, until) or self._must_go_on()
         return self._must_go_on()
@@ -164,9 +167,9 @@ class Rota:
             self._unheard.add(session.run_id)
             self._turns.wants(session.run_id)
 
-    def _look_free(self) -> None:
-        """Begins samples that have no place in their run's order."""
-        if time.monotonic() - self._looked_free_at < LOOK_FREE_S:
+    def _look_free(self, *, now: bool = False) -> None:
+        """Begins samples that have no place in their run's order; `now`: however short ago it was looked."""
+        if not now and time.monotonic() - self._looked_free_at < LOOK_FREE_S:
             return
         self._looked_free_at = time.monotonic()
         run_ids = list(self.sessions)

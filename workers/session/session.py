@@ -290,6 +290,9 @@ class Session:
             taken = self._take(listening=True)
             if taken is not None:
                 return taken
+            if self.journal.count_free([self.run_id])[0]:
+                # What has no place in the order is here already; the bell stays taken until it has ended.
+                return None
             self.worker.events.flush()
             if not self.journal.listen(self.run_id, self.linger_s):
                 return self._take()
