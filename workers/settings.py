@@ -50,6 +50,7 @@ class Settings:
     idle_pause_s: float = 1_800.0
     client_gone_s: float = 300.0
     outage_hold_s: float = 20.0
+    sample_polls: str = "auto"
     snapshot_share: float = 0.02
     snapshot_max_operations: int = 1_000
     snapshot_max_bytes: int = 64 * MIB
@@ -91,6 +92,7 @@ class Settings:
             idle_pause_s=_number(env, "SIGNAL_IDLE_PAUSE", 1_800.0),
             client_gone_s=_number(env, "SIGNAL_CLIENT_GONE", 300.0),
             outage_hold_s=_number(env, "SIGNAL_OUTAGE_HOLD", 20.0, at_most=25.0),
+            sample_polls=_one_of(env, "SIGNAL_SAMPLE_POLLS", ("auto", "each", "together")),
             snapshot_share=_number(env, "SIGNAL_SNAPSHOT_SHARE", 0.02, at_most=1.0),
             snapshot_max_operations=int(_number(env, "SIGNAL_SNAPSHOT_OPERATIONS", 1_000)),
             snapshot_max_bytes=int(_number(env, "SIGNAL_SNAPSHOT_MB", 64) * MIB),

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rewardsignal import SignalClient
+from tests.bench import cpu
 from tests.support import stack as stacks
 from tests.support.stack import RunningStack
+
+# At rest a stack uses less than this share of a core, over so many seconds.
+_REST, _LOOK_S = 0.5, 1.0
 
 
 def milliseconds(
@@ -53,6 +57,21 @@ def running(
                 yield stack, client
         finally:
             stacks.down(stack.data_dir)
+
+
+def at_rest(stack: RunningStack, within_s: float = 60.0) -> None:
+    """Wait until the stack does nothing beside what is measured, such as warming a spare worker."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        before = _busy_s(stack)
+        time.sleep(_LOOK_S)
+        if _busy_s(stack) - before < _REST * _LOOK_S:
+            return
+    say("  the stack is not at rest")
+
+
+def _busy_s(stack: RunningStack) -> float:
+    return sum(seconds for part, seconds in cpu.by_part(stack).items() if part != "client")
 
 
 def say(text: str) -> None:

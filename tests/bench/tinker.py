@@ -19,7 +19,8 @@ from typing import Any
 import tinker
 from tinker import types
 
-from tests.bench.timing import milliseconds, percentiles, running, say
+from tests.bench.timing import at_rest, milliseconds, percentiles, running, say
+from tests.bench.tiny import in_process
 from tests.support.stack import RunningStack
 from tests.support.tiny import make_tiny_model
 
@@ -137,6 +138,7 @@ def per_second(count: int, work: Callable[[], object], times: int = BURSTS) -> d
 def four_together(stack: RunningStack) -> dict[str, float]:
     """Pairs per second of four clients, each with a model of its own, each pipelining 25."""
     models = [new_model(service_of(stack)) for _ in range(4)]
+    at_rest(stack)
 
     def all_of_them() -> None:
         with ThreadPoolExecutor(4) as pool:
@@ -151,6 +153,7 @@ def measure(stack: RunningStack) -> dict[str, Any]:
     model = new_model(service)
     for _ in range(20):
         pair(model)
+    at_rest(stack)
     say("  latencies")
     names = iter(range(1000))
     sampler = model.save_weights_and_get_sampling_client().result()
@@ -162,9 +165,13 @@ def measure(stack: RunningStack) -> dict[str, Any]:
         return [one.result() for one in [sampler.sample(PROMPT, 1, sampling()) for _ in range(16)]]
 
     saved = model.save_state("first").result().path
+    # For the step before the first that is measured.
+    model.forward_backward(DATA, "cross_entropy").result()
     found: dict[str, Any] = {
         "forward_backward_ms": milliseconds(
-            lambda: model.forward_backward(DATA, "cross_entropy").result(), 60
+            lambda: model.forward_backward(DATA, "cross_entropy").result(),
+            60,
+            before=lambda: model.optim_step(STEP).result(),
         ),
         "optim_step_ms": milliseconds(
             lambda: model.optim_step(STEP).result(),
@@ -181,6 +188,7 @@ def measure(stack: RunningStack) -> dict[str, Any]:
         "create_client_ms": lives(stack, lambda own: fresh(own)),
         "restore_with_optimizer_ms": lives(stack, lambda own: restored(own, saved)),
     }
+    at_rest(stack)
     say("  throughput")
     found |= {
         "pipelined_50_pairs_per_s": per_second(50, lambda: pipelined(model)),
@@ -199,9 +207,12 @@ def main() -> None:
     found: dict[str, Any] = {"tinker": tinker.__version__}
     with tempfile.TemporaryDirectory(prefix="signal-bench-") as folder:
         tiny = make_tiny_model(Path(folder) / "tiny")
+        # How fast this machine is just now.
+        found["in_process"] = in_process(tiny)
         for doorbell in ("each", "coalesced"):
             with running(MODEL, tiny, "cpu:1x1", SIGNAL_DOORBELL=doorbell) as (stack, _):
                 found[f"doorbell_{doorbell}"] = measure(stack)
+        found["in_process_again"] = in_process(tiny)
     json.dump(found, sys.stdout, indent=2)
     print()
 

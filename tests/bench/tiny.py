@@ -13,7 +13,7 @@ from typing import Any
 
 from rewardsignal import SignalClient, SignalRun
 from tests.bench import cpu
-from tests.bench.timing import milliseconds, percentiles, running, say
+from tests.bench.timing import at_rest, milliseconds, percentiles, running, say
 from tests.support.stack import RunningStack
 from tests.support.tiny import make_tiny_model
 
@@ -38,6 +38,7 @@ def through_the_stack(stack: RunningStack, client: SignalClient, bursts: int) ->
     for _ in range(20):
         run.forward_backward(ROW)
         run.optim_step()
+    at_rest(stack)
     say("  latencies")
     found: dict[str, Any] = {
         "tokenizer_info_ms": milliseconds(run.tokenizer_info, 100),

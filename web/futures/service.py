@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 from schemas.errors import SignalError
@@ -76,15 +76,26 @@ class Futures:
             return lost_entry(ref)
         raise SignalError("future_expired")
 
-    def wait(self, ref: FutureRef, seconds: float) -> Entry:
-        """The entry once it has ended, or as it is when the time is over."""
+    def wait(
+        self,
+        ref: FutureRef,
+        seconds: float,
+        place: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Entry:
+        """The entry once it has ended, or as it is when the time is over.
+
+        `place` is entered only when it has not ended yet, and may refuse the wait.
+        """
         with self.hub.watch(ref.run_id, [ref.entry]) as event:
             entry = self.entry(ref)
+            if entry.finished:
+                return entry
             deadline = time.monotonic() + seconds
-            while not entry.finished and (left := deadline - time.monotonic()) > 0:
-                event.wait(left)
-                event.clear()
-                entry = self.entry(ref)
+            with place():
+                while not entry.finished and (left := deadline - time.monotonic()) > 0:
+                    event.wait(left)
+                    event.clear()
+                    entry = self.entry(ref)
         return entry
 
     def wait_all(self, refs: Sequence[FutureRef], seconds: float) -> list[Entry]:

@@ -36,11 +36,8 @@ def retrieve(request_id: str) -> Response:
     ref = own_ref(text)
     # A poll has a body, and must not keep others from theirs while it waits, nor while Redis is away.
     end_work()
-    entry = futures().entry(ref)
-    if not entry.finished:
-        # Only who waits needs a place for it: hundreds of results that are there may be read at once.
-        with services().long_poll():
-            entry = futures().wait(ref, services().settings.max_poll_s)
+    # Only who waits needs a place for it: hundreds of results that are there may be read at once.
+    entry = futures().wait(ref, services().settings.max_poll_s, services().long_poll)
     if not entry.finished:
         return _pending(request_id, entry)
     return _finished(entry, int(last_n) if last_n.isdigit() else None)

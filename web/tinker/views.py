@@ -12,6 +12,7 @@ from web.tinker import (
     completions,
     errors,
     futures,
+    limits,
     models,
     requests,
     sample_requests,
@@ -40,20 +41,9 @@ _CONFIG = requests.ClientConfig()
 
 @blp.post("/client/config")
 def client_config() -> Response:
-    """What the SDK is to keep to: no more polls, and results read at once, than the threads hold."""
+    """What the SDK is to keep to."""
     read(_CONFIG)
-    most = max(8, services().settings.max_waits // 2)
-    flags = {
-        "pjwt_auth_enabled": False,
-        "parallel_fwdbwd_chunks": True,
-        "proto_compress_fwdbwd": False,
-        "sample_max_concurrent_requests": most,
-        "sample_use_retrieve_futures": True,
-        "inflight_response_bytes_semaphore_size": completions.READ_BYTES,
-        "sample_join_sampling_session": True,
-        "custom_loss_server_side": False,
-    }
-    return json_answer(flags)
+    return json_answer(limits.client_config())
 
 
 @blp.post("/client/dynamic_config")

@@ -101,6 +101,23 @@ def test_polls_for_many_samples_are_bounded_as_others_are(stack: RunningStack) -
     wire.close()
 
 
+def test_no_more_samples_are_under_way_than_can_be_waited_for(stack: RunningStack) -> None:
+    """The others stay with the client, and none meets a poll that is refused."""
+    service = service_of(stack)
+    sampler = service.create_sampling_client(base_model=MODEL)
+    assert sampler._get_futures_poller() is None
+    begun = time.monotonic()
+    futures = [sampler.sample(PROMPT, 1, params(seed=seed)) for seed in range(2 * WAITS)]
+    found = [tuple(future.result(timeout=60).sequences[0].tokens) for future in futures]
+    # A refused poll is repeated after a second at least, then two, then four.
+    assert time.monotonic() - begun < HOLD_S
+    assert len(set(found)) > WAITS
+    for seed in (0, 2 * WAITS - 1):
+        alone = sampler.sample(PROMPT, 1, params(seed=seed)).result(timeout=60).sequences[0].tokens
+        assert tuple(alone) == found[seed]
+    service.close("success").result()
+
+
 def trained(model: Any, during: Any = None) -> list[float]:
     """The losses of a loop; `during()` is called in its middle."""
     losses = []

@@ -1,18 +1,23 @@
-"""Many samples waited for in one request: each is told of once, and again when an answer was lost."""
+"""Many samples waited for in one request: each is told of once, and again when an answer was lost.
+
+As on a server with accelerators, where the SDK is told to wait in that way.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import tinker
 
-from tests.contract.tinker.support import IDS, PROMPT, key_of, params
+from tests.contract.tinker.support import IDS, MODEL, PROMPT, key_of, params
 from tests.contract.tinker.wire import Wire
+from tests.support import stack as stacks
 from tests.support.stack import RunningStack
 from workers.settings import Settings
 
@@ -20,6 +25,15 @@ LONG = {"max_tokens": 2000, "stop": []}
 COPY = 1_000_000_000
 # More than a process has connections to Redis by its library's default.
 MANY = 300
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[RunningStack]:
+    """A stack of its own, whose clients wait in one request."""
+    data_dir = tmp_path_factory.mktemp("polling") / "data"
+    options = ("--model", f"{MODEL}={tiny_model}", "--devices", "cpu:2x1")
+    yield stacks.up(data_dir, *options, env={"SIGNAL_SAMPLE_POLLS": "together"})
+    stacks.down(data_dir)
 
 
 @pytest.fixture
