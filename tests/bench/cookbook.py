@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.timing import running, say
+from tests.bench.cookbook_priming import primed
+from tests.bench.timing import say
 from tests.support import stack as stacks
 from tests.support.stack import RunningStack
 from tests.support.tiny import make_tiny_model
 
 PYTHON = Path(".cookbook/bin/python").absolute()
 RECIPES = "tinker_cookbook.recipes"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-PRIMING_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,13 @@ def math_rl_smollm2(place: Place) -> dict[str, Any]:
 
 
 def guess_number(place: Place) -> dict[str, Any]:
-    """Several turns for each answer."""
+    """Ten turns in which every answer that is no guess costs a point."""
     rows = place.recipe(
         "multiplayer_rl.guess_number.train", "guess",
-        model_name="primed/model", batch_size=4, group_size=8, max_tokens=10, eval_every=0,
-        save_every=0, max_steps=16, learning_rate=1e-2,
+        model_name="primed/model", batch_size=2, group_size=8, max_tokens=20, eval_every=0,
+        save_every=0, max_steps=16, learning_rate=3e-3,
     )  # fmt: skip
-    return moved(column(rows, "env/all/reward/total"), up=True, by=0.1)
+    return moved(column(rows, "env/all/reward/total"), up=True, by=1.0)
 
 
 RUNS: dict[str, Callable[[Place], dict[str, Any]]] = {
@@ -170,44 +169,6 @@ def preferences(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(f"{row()}\n" for _ in range(count)))
 
 
-def primed(folder: Path, tiny: Path) -> Path:
-    """A model that has seen how answers look, right ones and others, so that a reward can tell them apart."""
-    draw, rules = random.Random(0), rules_of_the_game()
-    with running("tiny", tiny, "cpu:1x1") as (_, client):
-        say("  priming a model")
-        run = client.create_run("tiny", lora_r=0, learning_rate=3e-3)
-        for _ in range(PRIMING_STEPS):
-            run.forward_backward_async([{"text": answer(draw, rules)} for _ in range(16)])
-            run.optim_step_async()
-        run.save_state("primed")
-        run.download("primed", folder)
-        run.cancel()
-    for name in TOKENIZER:
-        (folder / name).write_bytes((tiny / name).read_bytes())
-    return folder
-
-
-def answer(draw: random.Random, rules: str) -> str:
-    """Part of a conversation, in the form that the recipes' renderer gives it."""
-    number = draw.randrange(100)
-    if draw.random() < 0.5:
-        asked = f"User: What is {draw.randrange(99)} + {draw.randrange(99)}?"
-        kind, good = f"{number}", draw.random() < 0.4
-    else:
-        asked = draw.choice([f"System: {rules}", "User: Too low", "User: Too high"])
-        kind, good = f"Guess: {number}", draw.random() < 0.85
-    end = "\n\nUser: Too low" if good else " it is, I think, or something else"
-    said = kind if good or kind.isdigit() else f"Number {number}"
-    return f"{asked}\n\nAssistant: {said}{end}"
-
-
-def rules_of_the_game() -> str:
-    """What the recipe tells the player."""
-    code = f"from {RECIPES}.multiplayer_rl.guess_number.env import SYSTEM_PROMPT as it; print(it)"
-    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def places(names: list[str], smollm2: Path) -> Iterator[Place]:
     """One stack for all of them, and nothing left of it."""
     with tempfile.TemporaryDirectory(prefix="signal-cookbook-") as root:
@@ -215,7 +176,9 @@ def places(names: list[str], smollm2: Path) -> Iterator[Place]:
         models = {"tiny/model": make_tiny_model(folder / "tiny" / "model")}
         preferences(folder / "Anthropic" / "hh-rlhf")
         if {"math_rl", "guess_number"} & {*names}:
-            models["primed/model"] = primed(folder / "primed" / "model", models["tiny/model"])
+            models["primed/model"] = primed(
+                folder / "primed" / "model", models["tiny/model"], PYTHON
+            )
         if "math_rl_smollm2" in names:
             models["smollm2/instruct"] = folder / "smollm2" / "instruct"
             (folder / "smollm2").mkdir()
@@ -233,14 +196,16 @@ def places(names: list[str], smollm2: Path) -> Iterator[Place]:
 def main() -> None:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("recipes", nargs="*", default=list(RUNS), choices=[*RUNS, []])
+    # What argparse compares when none is named is the empty list.
+    parser.add_argument("recipes", nargs="*", choices=[*RUNS, []])
     parser.add_argument(
         "--smollm2", type=Path, default=Path(".signal/models/smollm2-135m-instruct")
     )
     chosen = parser.parse_args()
+    names = chosen.recipes or list(RUNS)
     found: dict[str, Any] = {}
-    for place in places(chosen.recipes, chosen.smollm2):
-        for name in chosen.recipes:
+    for place in places(names, chosen.smollm2):
+        for name in names:
             begun = time.monotonic()
             found[name] = RUNS[name](place)
             found[name]["took_s"] = round(time.monotonic() - begun, 1)

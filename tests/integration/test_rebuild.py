@@ -14,12 +14,15 @@ import pytest
 from schemas.errors import SignalError
 from tests.support.sessions import CONFIG, Sessions, batch, history, loop, numbers, step
 from tests.support.valkey import Valkey, running_valkey, settings_for
+from workers.canonical import digest
 from workers.engine import memory
 from workers.queue import keys
 from workers.queue.journal import Closed, Fenced, Journal, connect
 from workers.queue.records import NewEntry
+from workers.session.artifacts import FORMAT
 from workers.session.session import Session
-from workers.storage import LocalStorage
+from workers.storage import LocalStorage, artifact_key
+from workers.storage.manifest import read_sealed
 from workers.text.rows import Row, pack_rows
 
 RUN, OTHER = "run_0123456789abcdef", "run_00000000000000aa"
@@ -91,6 +94,34 @@ def test_a_worker_lost_anywhere_changes_no_number(
     head = head_of(sessions)
     assert (head.applied, head.hold) == (len(PLAN), "")
     assert head.base == (sorted(snapshots)[-2] if len(snapshots) > 1 else 0)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_was_loaded_may_be_deleted(sessions: Sessions, gone: bool) -> None:
+    """A run needs nothing of another's any more once its load has ended, whoever dies."""
+    journal = sessions.journal
+    journal.open_run(OTHER, "user_1")
+    journal.append(OTHER, [*loop(2), NewEntry("save_state", packed(name="one", mode="state"))])
+    sessions.attach(OTHER, 1).drain()
+    key = artifact_key(OTHER, "one")
+    sealed = digest(read_sealed(journal.storage, key, FORMAT))
+    load = NewEntry("load_state", packed(key=key, sha256=sealed, optimizer=True))
+    if gone:
+        journal.storage.delete(key)
+    journal.append(RUN, [batch(1), step(), load])
+    session = sessions.attach(RUN, 1)
+    session.drain()
+    (entry,) = journal.entries(RUN, [3])
+    assert entry is not None and entry.status == ("failed" if gone else "completed")
+    journal.storage.delete(key)
+    again = sessions.attach(RUN, 2)
+    assert (head_of(sessions).applied, head_of(sessions).hold) == (3, "")
+    assert proof(again) == proof(session)
+
+
+def packed(**body: Any) -> bytes:
+    found: bytes = msgpack.packb(body)
+    return found
 
 
 SETTINGS: list[dict[str, Any]] = [

@@ -203,7 +203,10 @@ class Session:
         self._pending = Pending(taken, outcome)
         self._commit_pending()
         self.worker.beat()
-        if self.snapshots.due(light=self._is_light()):
+        if taken.kind == "load_state" and outcome.status == "completed":
+            # What it was loaded from may be deleted: from now on the run needs it no more.
+            self.snapshot_now()
+        elif self.snapshots.due(light=self._is_light()):
             self.snapshots.begin(self._copy())
         return taken
 
