@@ -87,10 +87,7 @@ bench-tinker: setup ## the official Tinker SDK as the client: latencies and thro
 	@$(PYTHON) -m tests.bench.tinker
 
 cookbook: setup model ## four recipes of tinker-cookbook, unmodified and offline, each of which must learn; minutes
-	@test -x .cookbook/bin/tinker || { echo "make cookbook: installing tinker-cookbook and torch into .cookbook, about 1.5 GB"; \
-		torch="$$($(PYTHON) -c 'from importlib.metadata import version; print(version("torch"))')"; \
-		$(PYTHON) -m venv .cookbook; \
-		.cookbook/bin/pip install -q "torch==$$torch" "tinker-cookbook[math-rl]==0.5.8" tinker==0.38.0; }
+	@$(PYTHON) deploy/cookbook_env.py
 	@$(PYTHON) -m tests.bench.cookbook
 
 gpu-check: setup ## numbers and speed on a GPU against transformers + peft, 1B and 8B shapes

@@ -12,13 +12,15 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from tests.bench.timing import running, say
+from rewardsignal import SignalClient
+from tests.support import stack as stacks
 
-STEPS, ROWS, MOST_TURNS = 150, 8, 10
+ROWS, MOST_TURNS = 8, 10
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _GAME = "tinker_cookbook.recipes.multiplayer_rl.guess_number"
 NOT_A_GUESS = "I do not know"
@@ -32,19 +34,24 @@ class Game:
     not_understood: str
 
 
-def primed(folder: Path, tiny: Path, python: Path) -> Path:
+def primed(folder: Path, tiny: Path, python: Path, steps: int) -> Path:
     """Write the model to `folder`: `tiny` with all parameters trained. `python` has the cookbook."""
     draw, game = random.Random(0), rules_of_the_game(python)
     tokenizer = Tokenizer.from_file(str(tiny / "tokenizer.json"))
-    with running("tiny", tiny, "cpu:1x1") as (_, client):
-        say("  priming a model")
-        run = client.create_run("tiny", lora_r=0, learning_rate=3e-3)
-        for _ in range(STEPS):
-            run.forward_backward_async([row(draw, game, tokenizer) for _ in range(ROWS)])
-            run.optim_step_async()
-        run.save_state("primed")
-        run.download("primed", folder)
-        run.cancel()
+    with TemporaryDirectory(prefix="signal-priming-") as data_dir:
+        options = ("--devices", "cpu:1x2", "--model", f"tiny={tiny}")
+        stack = stacks.up(Path(data_dir) / "data", *options)
+        try:
+            with SignalClient(api_key=stack.api_key, base_url=stack.base_url) as client:
+                run = client.create_run("tiny", lora_r=0, learning_rate=3e-3)
+                for _ in range(steps):
+                    run.forward_backward_async([row(draw, game, tokenizer) for _ in range(ROWS)])
+                    run.optim_step_async()
+                run.save_state("primed")
+                run.download("primed", folder)
+                run.cancel()
+        finally:
+            stacks.down(stack.data_dir)
     for name in TOKENIZER:
         (folder / name).write_bytes((tiny / name).read_bytes())
     return folder
@@ -65,8 +72,9 @@ def row(draw: random.Random, game: Game, tokenizer: Tokenizer) -> dict[str, Any]
 def sums(draw: random.Random) -> Iterator[tuple[str, bool]]:
     """A sum with some number as its answer, with or without more words: pieces, and whether they count."""
     yield f"User: What is {draw.randrange(99)} + {draw.randrange(99)}?\n\nAssistant:", False
-    more = draw.choice(("\n\nUser:", " is it, I think, or something else\n\nUser:"))
-    yield f" {draw.randrange(100)}{more}", True
+    # Mostly with, so that there is something to learn: what the sum is, so small a model never finds out.
+    more = "" if draw.random() < 0.2 else " is it, I think, or something else"
+    yield f" {draw.randrange(100)}{more}\n\nUser:", True
 
 
 def guesses(draw: random.Random, game: Game) -> Iterator[tuple[str, bool]]:
