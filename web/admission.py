@@ -2,7 +2,7 @@
 
 A body's place in memory is taken before it is read; what does not fit waits in the client's connection. One
 request's JSON holds the interpreter for as long as it is parsed and checked, so requests with bodies are
-worked on one at a time, in the order of arrival, while reads go past them.
+worked on one at a time, in the order of arrival, while reads and what is tiny go past them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from flask import Flask, g
 
 from schemas.errors import SignalError
 
-# Up to this size a body counts for nothing.
-SMALL_BYTES = 64 * 1024
+# Up to this size a body counts for nothing, and up to this one it is parsed in no time: it needs no turn.
+SMALL_BYTES, TINY_BYTES = 64 * 1024, 4 * 1024
 BODIES_BYTES = 32 * 1024 * 1024
 # More would only share the interpreter: a second one doubles what a read waits for.
 TURNS = 1
@@ -91,8 +91,10 @@ class Admission:
             self._pass(self.bodies, size)
             g.admitted_body = (self.bodies, size)
 
-    def take_turn(self) -> None:
-        """Before a body that has been read is parsed. Raises SignalError overloaded."""
+    def take_turn(self, size: int) -> None:
+        """Before a body of so many bytes, which has been read, is parsed. Raises SignalError overloaded."""
+        if size <= TINY_BYTES:
+            return
         self._pass(self.turns, 1)
         g.admitted_turn = self.turns
 

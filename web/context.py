@@ -9,11 +9,11 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 from flask import current_app, g
 from kombu.exceptions import OperationalError
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -40,7 +40,11 @@ class Services:
         """Builds the parts; connects to nothing."""
         self.settings = settings
         self.db = Database(settings.database_url)
-        self.redis = impatient(connect(settings.redis_url, timeout_s=4.0))
+        # Fewer repeats than a worker makes: they multiply, and a client waits for the answer.
+        impatient = partial(connect, settings.redis_url, timeout_s=4.0, retry=Retry(NoBackoff(), 1))
+        self.redis = impatient()
+        # For those who wait in Redis itself, each of whom has a place for a long poll.
+        self.waiting_redis = impatient(connections=settings.max_waits)
         self.storage = open_storage(settings)
         self.journal = Journal(self.redis, self.storage, settings)
         self.facts = RunFactsCache(self.db, lambda: self.hub.start())
@@ -65,6 +69,7 @@ class Services:
         self.hub.close()
         self._celery.close()
         self.redis.close()
+        self.waiting_redis.close()
         self.db.close()
 
     def ring(self, run_id: str, admitted: list[tuple[int, str]], bell_was_free: bool) -> None:
@@ -95,12 +100,6 @@ class Services:
             if not taken:
                 raise SignalError("too_many_waits")
             yield
-
-
-def impatient(redis: Redis) -> Redis:
-    """Fewer repeats than a worker makes: they multiply, and a client waits for the answer."""
-    redis.set_retry(Retry(NoBackoff(), 1))
-    return redis
 
 
 def services() -> Services:

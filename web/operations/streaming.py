@@ -78,7 +78,7 @@ def _lines(watched: Watched) -> Iterator[bytes]:
 
 def _tokens(watched: Watched, until: float) -> Iterator[bytes]:
     """Until the sample has ended and everything that was written of it has been read."""
-    redis, ref, place, begun = watched.services.redis, watched.ref, "0", False
+    redis, ref, place, begun = watched.services.waiting_redis, watched.ref, "0", False
     while True:
         ended = watched.entry.finished
         place, rows = tokens.read(redis, ref.run_id, ref.entry, place, 1 if ended else _BEAT_MS)

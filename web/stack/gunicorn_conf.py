@@ -7,6 +7,7 @@ supervisor's, so a restart of web refuses no connection.
 from __future__ import annotations
 
 import os
+import resource
 
 from web.admission import MAX_WAITING
 
@@ -20,6 +21,12 @@ workers = int(os.environ.get("SIGNAL_WEB_WORKERS") or min(2, max(1, _cores // 4)
 # stay free for everything else.
 threads = _waits + 2 * MAX_WAITING + 56
 worker_connections = 4 * threads
+# Each connection is an open file, and the usual limit is 1,024.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+_wanted = worker_connections + 512
+if _soft != resource.RLIM_INFINITY and _soft < _wanted:
+    _most = _wanted if _hard == resource.RLIM_INFINITY else min(_wanted, _hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _hard))
 keepalive = 75
 timeout = 60
 # A long poll may last 25 s; stopping must not wait for it.

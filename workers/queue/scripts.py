@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
@@ -47,22 +47,33 @@ class Held(Exception):
     """The run is held (paused, rolled back, or rebuilt to other numbers): nothing is taken."""
 
 
-# Of one process: more than a web process has threads. At its own 100, redis-py fails a burst as an outage.
-_MAX_CONNECTIONS = 1024
+# Of one process: who finds none free waits for one. Thousands of polls that are woken together would else
+# open thousands of connections, or take it for an outage that there is none.
+_CONNECTIONS = 64
 _REFUSALS = {b"fenced": Fenced, b"closed": Closed, b"missing": Missing, b"held": Held}
 
 
-def connect(url: str, *, timeout_s: float = 5.0) -> Redis:
-    """A client that gives up within seconds. redis-py's own defaults may hold a caller for a minute."""
-    retry = Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries=2)
-    return Redis.from_url(
+def connect(
+    url: str,
+    *,
+    timeout_s: float = 5.0,
+    connections: int = _CONNECTIONS,
+    retry: Retry | None = None,
+) -> Redis:
+    """A client that gives up within seconds. redis-py's own defaults may hold a caller for a minute.
+
+    `connections` bounds the commands under way; more than the default only where they wait in the server.
+    """
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=connections,
+        timeout=timeout_s,
         socket_timeout=timeout_s,
         socket_connect_timeout=2.0,
-        retry=retry,
+        retry=retry or Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries=2),
         health_check_interval=30,
-        max_connections=_MAX_CONNECTIONS,
     )
+    return Redis.from_pool(pool)
 
 
 class Scripts:

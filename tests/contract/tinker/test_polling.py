@@ -5,9 +5,12 @@ As on a server with accelerators, where the SDK is told to wait in that way.
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ LONG = {"max_tokens": 2000, "stop": []}
 COPY = 1_000_000_000
 # More than a process has connections to Redis by its library's default.
 MANY = 300
+# And more than it may have files open by the usual limit.
+POLLS = 1200
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     """A stack of its own, whose clients wait in one request."""
     data_dir = tmp_path_factory.mktemp("polling") / "data"
     options = ("--model", f"{MODEL}={tiny_model}", "--devices", "cpu:2x1")
-    yield stacks.up(data_dir, *options, env={"SIGNAL_SAMPLE_POLLS": "together"})
+    settings = {"SIGNAL_SAMPLE_POLLS": "together", "SIGNAL_MAX_WAITS": str(POLLS + 100)}
+    yield stacks.up(data_dir, *options, env=settings)
     stacks.down(data_dir)
 
 
@@ -150,6 +156,33 @@ def test_a_poll_hears_of_what_is_sent_while_it_is_held(
         other.close()
     assert (one["state"], one["request_id"]) == ("finished", short)
     wire.ok("cancel_future", request_id=long)
+
+
+def test_polls_by_the_thousand_are_held_and_answered_together(
+    stack: RunningStack, wire: Wire, sampler: str
+) -> None:
+    """Each of them reads its result in Redis at the same moment."""
+    long = sampled(wire, sampler, 0, 64, **LONG)
+    where = httpx2.URL(stack.base_url)
+    request = (
+        "POST /api/v1/retrieve_future HTTP/1.1\r\nHost: signal\r\nContent-Type: application/json\r\n"
+        f"X-API-Key: {key_of(stack.api_key)}\r\nContent-Length: {{}}\r\n\r\n{{}}"
+    )
+    body = json.dumps({"request_id": long})
+    with ExitStack() as stack_of_sockets:
+        polls = []
+        for _ in range(POLLS):
+            poll = socket.create_connection((where.host, where.port), timeout=30)
+            polls.append(stack_of_sockets.enter_context(poll))
+            poll.sendall(request.format(len(body), body).encode())
+        begun = time.monotonic()
+        # The others are served meanwhile.
+        wire.ok("client/config")
+        assert time.monotonic() - begun < 5
+        wire.ok("cancel_future", request_id=long)
+        answers = [poll.recv(65536) for poll in polls]
+    refused = [answer for answer in answers if not answer.startswith(b"HTTP/1.1 200")]
+    assert not refused, (len(refused), refused[0])
 
 
 def test_what_is_cancelled_ends_as_failed(wire: Wire, sampler: str) -> None:
