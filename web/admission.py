@@ -2,7 +2,7 @@
 
 A body's place in memory is taken before it is read; what does not fit waits in the client's connection. One
 request's JSON holds the interpreter for as long as it is parsed and checked, so requests with bodies are
-worked on one at a time, in the order of arrival, while reads and what is tiny go past them.
+worked on one at a time, in the order of arrival, while reads go past them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from flask import Flask, g
 
 from schemas.errors import SignalError
 
-# Up to this size a body counts for nothing, and up to this one it is parsed in no time: it needs no turn.
-SMALL_BYTES, TINY_BYTES = 64 * 1024, 4 * 1024
+# Up to this size a body counts for nothing.
+SMALL_BYTES = 64 * 1024
 BODIES_BYTES = 32 * 1024 * 1024
 # More would only share the interpreter: a second one doubles what a read waits for.
 TURNS = 1
@@ -79,11 +79,12 @@ class Gate:
 class Admission:
     """The gates of one process, as the current request passes them."""
 
-    def __init__(self, wait_s: float = WAIT_S) -> None:
-        """`wait_s` bounds a request's wait for both together."""
+    def __init__(self, wait_s: float = WAIT_S, polls: int = 0) -> None:
+        """`wait_s` bounds a request's wait for both together. Long polls that come with a body need a turn
+        before they wait: so many of them may come at once."""
         self._wait_s = wait_s
         self.bodies = Gate(BODIES_BYTES, MAX_WAITING)
-        self.turns = Gate(TURNS, MAX_WAITING)
+        self.turns = Gate(TURNS, MAX_WAITING + polls)
 
     def take_body(self, size: int) -> None:
         """Before a body of so many bytes is read. Raises SignalError overloaded."""
@@ -91,10 +92,8 @@ class Admission:
             self._pass(self.bodies, size)
             g.admitted_body = (self.bodies, size)
 
-    def take_turn(self, size: int) -> None:
-        """Before a body of so many bytes, which has been read, is parsed. Raises SignalError overloaded."""
-        if size <= TINY_BYTES:
-            return
+    def take_turn(self) -> None:
+        """Before a body that has been read is parsed. Raises SignalError overloaded."""
         self._pass(self.turns, 1)
         g.admitted_turn = self.turns
 

@@ -51,7 +51,7 @@ class Services:
         self.hub = FutureHub(self.redis, self.facts.heard)
         self.catalogue = Catalogue(settings)
         self.auth = AuthCache(self.db)
-        self.admission = Admission()
+        self.admission = Admission(polls=settings.max_waits)
         self._celery = make_app(settings)
         # A request must not hang with the broker: by default kombu tries for ever to reach it, and a
         # broker that is reached but silent would hold the doorbell for half a minute.

@@ -82,7 +82,7 @@ def raw_body(media_type: str) -> bytes:
         text = f"The body must be sent as {media_type}."
         raise SignalError("unsupported_media_type", text)
     data = _received()
-    services().admission.take_turn(len(data))
+    services().admission.take_turn()
     return data
 
 
@@ -102,7 +102,7 @@ def _read_body() -> Any:
         return missing
     if not kind:
         raise SignalError("unsupported_media_type")
-    services().admission.take_turn(len(data))
+    services().admission.take_turn()
     return parse(data)
 
 

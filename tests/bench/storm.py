@@ -165,7 +165,9 @@ def measure(parts: tuple[str, ...], share: float) -> dict[str, Any]:
         model = make_tiny_model(
             Path(folder) / "storm", hidden=8, layers=1, vocab=260, heads=1, kv_heads=1
         )
-        with running("storm", model, "cpu:2x1") as (stack, client):
+        # One run to a device, so that another has to wait for its own.
+        settings = {"SIGNAL_MAX_RUNS_PER_WORKER": "1"}
+        with running("storm", model, "cpu:2x1", **settings) as (stack, client):
             watched = client.create_run("storm", lora_r=2, lora_target_modules=["q_proj"])
             path, file = f"/runs/{watched.run_id}", Path(folder) / "beats"
             with beating(stack.base_url, stack.api_key, path, file) as beats:

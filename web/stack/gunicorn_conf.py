@@ -17,9 +17,9 @@ _waits = int(os.environ.get("SIGNAL_MAX_WAITS") or 200)
 bind = f"fd://{os.environ['SIGNAL_LISTENER_FD']}"
 worker_class = "gthread"
 workers = int(os.environ.get("SIGNAL_WEB_WORKERS") or min(2, max(1, _cores // 4)))
-# A long poll holds a thread, and so does a request that waits for its turn (web.admission); some must
-# stay free for everything else.
-threads = _waits + 2 * MAX_WAITING + 56
+# A long poll holds a thread, and so does a request that waits for its turn (web.admission), such as another
+# long poll; some must stay free for everything else.
+threads = 2 * _waits + 2 * MAX_WAITING + 56
 worker_connections = 4 * threads
 # Each connection is an open file, and the usual limit is 1,024.
 _soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)

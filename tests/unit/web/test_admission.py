@@ -14,8 +14,7 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import SignalError
-from web.admission import SMALL_BYTES, TINY_BYTES, Admission, Gate, end_turn, end_work
+from web.admission import SMALL_BYTES, Admission, Gate, end_turn, end_work
 from web.parsing import parse
 
 JSON = {"Content-Type": "application/json"}
@@ -141,19 +140,10 @@ def test_who_waits_for_a_result_holds_neither_turn_nor_memory(app: Flask) -> Non
     admission = Admission()
     with app.test_request_context():
         admission.take_body(2 * SMALL_BYTES)
-        admission.take_turn(2 * SMALL_BYTES)
+        admission.take_turn()
         assert (admission.bodies.inside, admission.turns.inside) == (2 * SMALL_BYTES, 1)
         end_turn()
         assert (admission.bodies.inside, admission.turns.inside) == (2 * SMALL_BYTES, 0)
         end_work()
         end_work()
         assert (admission.bodies.inside, admission.turns.inside) == (0, 0)
-
-
-def test_what_is_tiny_needs_no_turn(app: Flask) -> None:
-    admission = Admission(wait_s=0.0)
-    assert admission.turns.enter(1, 0.0)
-    with app.test_request_context():
-        admission.take_turn(TINY_BYTES)
-        with pytest.raises(SignalError, match="at once"):
-            admission.take_turn(TINY_BYTES + 1)
