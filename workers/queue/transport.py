@@ -7,6 +7,8 @@ a consumer whose server was killed does not die of putting messages back over a 
 
 from __future__ import annotations
 
+from typing import Any
+
 from kombu.transport import redis
 
 
@@ -15,6 +17,16 @@ class Channel(redis.Channel):
 
     ack_emulation = False
     do_restore = False
+    _kept: tuple[Any, Any] | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """One client as long as its pool lives: a new one for each message is a fifth of what that costs."""
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[misc]
+        pool = self.pool
+        if self._kept is None or self._kept[0] is not pool:
+            self._kept = (pool, super()._create_client())  # type: ignore[misc]
+        return self._kept[1]
 
 
 class Transport(redis.Transport):
