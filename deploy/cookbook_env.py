@@ -1,7 +1,6 @@
 """The environment `.cookbook` with tinker-cookbook, which needs other versions of libraries than the server.
 
-The client needs torch too; where this environment has the CPU build, it is linked there instead of being
-downloaded again.
+The client needs torch too, which is linked from this environment instead of being downloaded again.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / ".cookbook"
 PYTHON = PLACE / "bin" / "python"
 COOKBOOK, SDK = "tinker-cookbook[math-rl]==0.5.8", f"tinker=={version('tinker')}"
-LINKED = ("torch", "torchgen", "functorch")
+# How the names of torch's own packages begin, and of those that carry CUDA for it.
+LINKED = ("torch", "functorch", "nvidia", "cuda", "triton")
 
 
 def main() -> int:
@@ -28,12 +28,10 @@ def main() -> int:
     made = PLACE / "made"
     if made.is_file() and made.read_text() == wanted:
         return 0
-    size = "250 MB" if torch.endswith("+cpu") else "3 GB"
-    print(f"Installing {COOKBOOK} into {PLACE.name}, about {size}.", file=sys.stderr, flush=True)
+    print(f"Installing {COOKBOOK} into {PLACE.name}, about 250 MB.", file=sys.stderr, flush=True)
     shutil.rmtree(PLACE, ignore_errors=True)
     venv.create(PLACE, with_pip=True)
-    if torch.endswith("+cpu"):
-        link_torch()
+    link_torch()
     command = [str(PYTHON), "-m", "pip", "install", "-q", "--no-compile"]
     done = subprocess.run([*command, f"torch=={torch.split('+')[0]}", COOKBOOK, SDK])
     if done.returncode:
@@ -48,8 +46,9 @@ def link_torch() -> None:
     ours = Path(sysconfig.get_path("purelib"))
     linked = PLACE / "linked"
     linked.mkdir()
-    for name in (*LINKED, *(info.name for info in ours.glob("torch-*.dist-info"))):
-        (linked / name).symlink_to(ours / name)
+    for path in ours.iterdir():
+        if path.name.startswith(LINKED):
+            (linked / path.name).symlink_to(path)
     theirs = next((PLACE / "lib").glob("python3*")) / "site-packages"
     (theirs / "linked.pth").write_text(f"{linked}\n")
 
