@@ -44,7 +44,7 @@ class Services:
         impatient = partial(connect, settings.redis_url, timeout_s=4.0, retry=Retry(NoBackoff(), 1))
         self.redis = impatient()
         # For those who wait in Redis itself, each of whom has a place for a long poll.
-        self.waiting_redis = impatient(connections=settings.max_waits)
+        self.waiting_redis = impatient(connections=max(1, settings.max_waits))
         self.storage = open_storage(settings)
         self.journal = Journal(self.redis, self.storage, settings)
         self.facts = RunFactsCache(self.db, lambda: self.hub.start())
