@@ -288,10 +288,9 @@ def test_a_saved_state_that_is_damaged_or_gone_is_named(sessions: Sessions, tmp_
         assert (entry.error["code"], entry.error["param"]) == (code, "weights")
 
 
-def test_a_coalesced_bell_is_free_again_when_the_samples_have_ended(
-    valkey: Valkey, tmp_path: Path, tiny_model: Path
-) -> None:
-    """Else nobody would ring for what comes next."""
+@pytest.fixture
+def coalesced(valkey: Valkey, tmp_path: Path, tiny_model: Path) -> Iterator[Together]:
+    """A worker with one message for many operations, which has the run."""
     redis = connect(valkey.url)
     redis.flushall()
     settings = settings_for(tmp_path, valkey.url, doorbell="coalesced")
@@ -299,26 +298,25 @@ def test_a_coalesced_bell_is_free_again_when_the_samples_have_ended(
     journal.open_run(RUN, "user_1")
     together = Together(journal, tiny_model)
     together.attach(RUN, 1)
-    for source in ("live", "current", "live"):
-        rings = journal.append(RUN, [sample(1, 5, source=source)])[2]
-        assert rings
-        while together.rota.serve(RUN):
-            continue
+    yield together
     redis.close()
 
 
+def test_a_coalesced_bell_is_free_again_when_the_samples_have_ended(coalesced: Together) -> None:
+    """Else nobody would ring for what comes next."""
+    for source in ("live", "current", "live"):
+        rings = coalesced.journal.append(RUN, [sample(1, 5, source=source)])[2]
+        assert rings
+        while coalesced.rota.serve(RUN):
+            continue
+
+
 def test_a_sample_that_comes_while_the_worker_listens_is_begun(
-    valkey: Valkey, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    coalesced: Together, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody rings for it: the bell is taken as long as the worker listens, and no other message comes."""
-    redis = connect(valkey.url)
-    redis.flushall()
-    settings = settings_for(tmp_path, valkey.url, doorbell="coalesced")
-    journal = Journal(redis, LocalStorage(tmp_path / "store"), settings)
-    journal.open_run(RUN, "user_1")
-    together = Together(journal, tiny_model)
-    together.attach(RUN, 1)
-    listen, found = journal.listen, []
+    journal, found = coalesced.journal, []
+    listen = journal.listen
 
     def comes_meanwhile(run_id: str, seconds: float) -> bool:
         if not found:
@@ -329,9 +327,8 @@ def test_a_sample_that_comes_while_the_worker_listens_is_begun(
 
     monkeypatch.setattr(journal, "listen", comes_meanwhile)
     journal.append(RUN, [batch(1)])
-    while together.rota.serve(RUN):
+    while coalesced.rota.serve(RUN):
         continue
     (entry,) = journal.entries(RUN, found)
     assert entry is not None and entry.status == "completed"
     assert journal.append(RUN, [batch(2)])[2], "the bell is free again"
-    redis.close()

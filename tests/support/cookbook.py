@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.cookbook_env import PYTHON
 from tests.support import stack as stacks
 from tests.support.cookbook_priming import primed
 from tests.support.stack import RunningStack
 from tests.support.tiny import make_tiny_model
 
-PYTHON = Path(".cookbook/bin/python").absolute()
 RECIPES = "tinker_cookbook.recipes"
 TINY, PRIMED = "tiny/model", "primed/model"
 

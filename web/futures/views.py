@@ -42,8 +42,8 @@ class FutureView(MethodView):
         """
         ref = own_ref(future_id)
         if query["wait"] > 0:
-            with services().long_poll():
-                entry = futures().wait(ref, min(query["wait"], services().settings.max_poll_s))
+            seconds = min(query["wait"], services().settings.max_poll_s)
+            entry = futures().wait(ref, seconds, services().long_poll)
         else:
             entry = futures().entry(ref)
         return raw_answer(futures().render_one(ref, entry))

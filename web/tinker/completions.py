@@ -1,9 +1,9 @@
 """Which samples of a sampling session have ended, for clients that wait for many in one request.
 
-A sample is noted here before its submission is answered. A poll looks at the oldest of those that wait,
-moves the ended to a list under a growing number, the cursor, and says what is there past the client's;
-what the client has seen is forgotten. So an answer that is lost on its way is given again. Results are read
-by retrieve_future.
+Every sample is noted here before its submission is answered: its client does not say how it waits. A poll
+looks at the oldest of those that wait, moves the ended to a list under a growing number, the cursor, and says
+what is there past the client's; what the client has seen is forgotten. So an answer that is lost on its way
+is given again. Results are read by retrieve_future.
 """
 
 from __future__ import annotations

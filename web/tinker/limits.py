@@ -33,8 +33,8 @@ def client_config() -> dict[str, Any]:
 def _polls_together() -> bool:
     """Whether one poll waits for all samples of a client.
 
-    A poll for each costs two requests fewer and a third of a short sample's time, but bounds how many can be
-    under way. That matters where an accelerator works on more at once than the threads here can wait for.
+    A poll for each costs two requests fewer, and a short sample takes a quarter less, but it bounds how many
+    can be under way. That matters where an accelerator works on more at once than threads here can wait for.
     """
     chosen = services().settings.sample_polls
     return chosen == "together" or (chosen == "auto" and _has_accelerator(services().db))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
+from deploy import cookbook_env
 from tests.support.cookbook import Place, chat_sl, dpo, guess_number, math_rl, prepared
 
 RECIPES: dict[str, Callable[[Place], dict[str, Any]]] = {
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A stack with the models, and the environment with the cookbook."""
-    subprocess.run([sys.executable, "deploy/cookbook_env.py"], check=True)
+    assert cookbook_env.main() == 0
     with prepared(tmp_path_factory.mktemp("cookbook"), priming_steps=80) as place:
         yield place
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.contract.tinker.support import IDS, plain
-from tests.contract.tinker.wire import Wire, message
+from tests.contract.tinker.wire import LONG, Wire, message
 from tests.support.stack import RunningStack
 
 
@@ -100,22 +100,9 @@ def test_samples_take_any_number_in_any_order_and_repeats_are_told_apart(wire: W
 
 
 def test_a_sample_is_cancelled(wire: Wire) -> None:
-    session = wire.ok(
-        "create_sampling_session",
-        session_id=wire.session,
-        sampling_session_seq_id=0,
-        base_model="tiny",
-    )["sampling_session_id"]
-    long = wire.ok(
-        "asample",
-        sampling_session_id=session,
-        seq_id=0,
-        prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
-        sampling_params={"max_tokens": 2000, "stop": []},
-        num_samples=64,
-    )
-    wire.ok("cancel_future", request_id=long["request_id"])
-    assert wire.result(long).json()["code"] == "cancelled"
+    long = wire.sample(wire.sampler(), 0, 64, **LONG)
+    wire.ok("cancel_future", request_id=long)
+    assert wire.result({"request_id": long}).json()["code"] == "cancelled"
 
 
 def test_a_poll_that_waits_keeps_nobody_from_anything(stack: RunningStack, wire: Wire) -> None:

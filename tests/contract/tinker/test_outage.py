@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.contract.tinker.support import IDS, MODEL, PROMPT, STEP, params, plain, service_of
-from tests.contract.tinker.wire import Wire
+from tests.contract.tinker.support import MODEL, PROMPT, STEP, params, plain, service_of
+from tests.contract.tinker.wire import LONG, Wire
 from tests.support import stack as stacks
 from tests.support.inside import Inside
 from tests.support.stack import RunningStack
@@ -75,16 +75,8 @@ def test_a_poll_is_held_and_answered_429(stack: RunningStack) -> None:
 
 def test_polls_for_many_samples_are_bounded_as_others_are(stack: RunningStack) -> None:
     wire = Wire(stack)
-    session = {"session_id": wire.session, "sampling_session_seq_id": 0, "base_model": MODEL}
-    sampler = wire.ok("create_sampling_session", **session)["sampling_session_id"]
-    long = wire.ok(
-        "asample",
-        sampling_session_id=sampler,
-        seq_id=0,
-        prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
-        sampling_params={"max_tokens": 2000, "stop": []},
-        num_samples=64,
-    )["request_id"]
+    sampler = wire.sampler()
+    long = wire.sample(sampler, 0, 64, **LONG)
     target = {"sampling_session_id": sampler, "cloned_sampler_id": 0}
     many = WAITS + 8
     with ThreadPoolExecutor(many) as pool:

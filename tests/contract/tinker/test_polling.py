@@ -18,13 +18,12 @@ import httpx2
 import pytest
 import tinker
 
-from tests.contract.tinker.support import IDS, MODEL, PROMPT, key_of, params
-from tests.contract.tinker.wire import Wire
+from tests.contract.tinker.support import MODEL, PROMPT, key_of, params
+from tests.contract.tinker.wire import LONG, Wire
 from tests.support import stack as stacks
 from tests.support.stack import RunningStack
 from workers.settings import Settings
 
-LONG = {"max_tokens": 2000, "stop": []}
 COPY = 1_000_000_000
 # More than a process has connections to Redis by its library's default.
 MANY = 300
@@ -51,28 +50,7 @@ def wire(stack: RunningStack) -> Iterator[Wire]:
 
 @pytest.fixture
 def sampler(wire: Wire) -> str:
-    return str(
-        wire.ok(
-            "create_sampling_session",
-            session_id=wire.session,
-            sampling_session_seq_id=0,
-            base_model="tiny",
-        )["sampling_session_id"]
-    )
-
-
-def sampled(wire: Wire, sampler: str, seq: int, copies: int = 1, **fields: Any) -> str:
-    """A sample's request id."""
-    return str(
-        wire.ok(
-            "asample",
-            sampling_session_id=sampler,
-            seq_id=seq,
-            prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
-            sampling_params={"max_tokens": 2, **fields},
-            num_samples=copies,
-        )["request_id"]
-    )
+    return wire.sampler()
 
 
 def polled(wire: Wire, sampler: str, cursor: int = 0, copy: int = 0, **more: Any) -> Any:
@@ -123,10 +101,13 @@ def test_copies_of_a_client_are_told_of_their_own(stack: RunningStack, model: An
     rows = [[tuple(f.result(timeout=60).sequences[0].tokens) for f in row] for row in futures]
     assert rows[0] == rows[1] == rows[2]
     assert len({one._cloned_sampler_id for one in (first, *copies)}) == 3
+    for one in copies:
+        # Else it says for as long as the tests last that the server is gone.
+        one.holder.close()
 
 
 def test_each_is_told_of_once_and_again_when_the_answer_was_lost(wire: Wire, sampler: str) -> None:
-    ids = {sampled(wire, sampler, seq) for seq in range(5)}
+    ids = {wire.sample(sampler, seq) for seq in range(5)}
     found, cursor = all_of(wire, sampler, 5)
     assert found == dict.fromkeys(ids, "finished")
     # As if every answer had been lost: all once more. What the client has seen is forgotten.
@@ -134,7 +115,7 @@ def test_each_is_told_of_once_and_again_when_the_answer_was_lost(wire: Wire, sam
     assert {one["request_id"] for one in again["completions"]} <= ids
     assert again["cursor"] == cursor
     assert polled(wire, sampler, cursor, timeout=0) == {"completions": [], "cursor": cursor}
-    later = sampled(wire, sampler, 5)
+    later = wire.sample(sampler, 5)
     assert all_of(wire, sampler, 1, cursor)[0] == {later: "finished"}
     # Results are kept, whatever was said of them.
     polled(wire, sampler, cursor, timeout=0, retrieved_request_ids=sorted(ids))
@@ -145,13 +126,13 @@ def test_each_is_told_of_once_and_again_when_the_answer_was_lost(wire: Wire, sam
 def test_a_poll_hears_of_what_is_sent_while_it_is_held(
     stack: RunningStack, wire: Wire, sampler: str
 ) -> None:
-    long = sampled(wire, sampler, 0, 64, **LONG)
+    long = wire.sample(sampler, 0, 64, **LONG)
     with ThreadPoolExecutor(1) as pool:
         other = Wire(stack)
         held = pool.submit(polled, other, sampler)
         time.sleep(0.5)
         assert not held.done()
-        short = sampled(wire, sampler, 1)
+        short = wire.sample(sampler, 1)
         (one,) = held.result()["completions"]
         other.close()
     assert (one["state"], one["request_id"]) == ("finished", short)
@@ -162,7 +143,7 @@ def test_polls_by_the_thousand_are_held_and_answered_together(
     stack: RunningStack, wire: Wire, sampler: str
 ) -> None:
     """Each of them reads its result in Redis at the same moment."""
-    long = sampled(wire, sampler, 0, 64, **LONG)
+    long = wire.sample(sampler, 0, 64, **LONG)
     where = httpx2.URL(stack.base_url)
     request = (
         "POST /api/v1/retrieve_future HTTP/1.1\r\nHost: signal\r\nContent-Type: application/json\r\n"
@@ -186,7 +167,7 @@ def test_polls_by_the_thousand_are_held_and_answered_together(
 
 
 def test_what_is_cancelled_ends_as_failed(wire: Wire, sampler: str) -> None:
-    long = sampled(wire, sampler, 0, 64, **LONG)
+    long = wire.sample(sampler, 0, 64, **LONG)
     begun = time.monotonic()
     held = polled(wire, sampler, timeout=0.5)
     assert held["completions"] == [] and time.monotonic() - begun > 0.4
@@ -197,7 +178,7 @@ def test_what_is_cancelled_ends_as_failed(wire: Wire, sampler: str) -> None:
 
 
 def test_copies_are_told_apart_by_the_numbers_of_their_requests(wire: Wire, sampler: str) -> None:
-    first, second = sampled(wire, sampler, 0), sampled(wire, sampler, 3 * COPY)
+    first, second = wire.sample(sampler, 0), wire.sample(sampler, 3 * COPY)
     for copy, expected in ((0, first), (3, second)):
         assert all_of(wire, sampler, 1, copy=copy)[0] == {expected: "finished"}
 
@@ -213,7 +194,7 @@ def test_wrong_polls_are_refused(stack: RunningStack, wire: Wire, sampler: str) 
 
     # What the server knows nothing of must not be waited for.
     stable(post(), 410)
-    sampled(wire, sampler, 0)
+    wire.sample(sampler, 0)
     stable(post(prev_cursor=99), 410)
     stable(post(prev_cursor=-1), 422)
     stable(post(timeout=-1), 422)

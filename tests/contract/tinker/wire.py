@@ -14,6 +14,8 @@ from tests.contract.tinker.support import IDS, MODEL, key_of, plain
 from tests.support.stack import RunningStack
 
 PROTOBUF = "application/x-protobuf"
+# Samples that are under way until they are cancelled, in some number of copies.
+LONG = {"max_tokens": 2000, "stop": []}
 STEP = {
     "learning_rate": 1e-2, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.0,
     "grad_clip_norm": 0.0,
@@ -70,6 +72,30 @@ class Wire:
     def step(self, model: str, seq: int, **changes: Any) -> httpx2.Response:
         """POST optim_step."""
         return self.post("optim_step", model_id=model, seq_id=seq, adam_params={**STEP, **changes})
+
+    def sampler(self) -> str:
+        """The session's first sampling session, on the bare base."""
+        return str(
+            self.ok(
+                "create_sampling_session",
+                session_id=self.session,
+                sampling_session_seq_id=0,
+                base_model=MODEL,
+            )["sampling_session_id"]
+        )
+
+    def sample(self, sampler: str, seq: int, copies: int = 1, **params: Any) -> str:
+        """The request id of samples of two tokens, unless `params` say otherwise."""
+        return str(
+            self.ok(
+                "asample",
+                sampling_session_id=sampler,
+                seq_id=seq,
+                prompt={"chunks": [{"type": "encoded_text", "tokens": IDS}]},
+                sampling_params={"max_tokens": 2, **params},
+                num_samples=copies,
+            )["request_id"]
+        )
 
     def result(self, answer: httpx2.Response | dict[str, Any]) -> httpx2.Response:
         """The end of a request that was accepted."""
